@@ -1,0 +1,138 @@
+"""Runs in the new project folder: checks this Python, deletes unselected files, says what is next.
+
+`local_extensions.py` loads `probe` and `judge` from here, to refuse a wrong Python before the first
+question. So this file is valid Python as it stands: Jinja only inside one string.
+"""
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+ANSWERS = r"""{{ cookiecutter | tojson }}"""
+
+NEXT_STEPS = """
+Created {slug}. Next:
+  cd {slug}
+  make setup    install it
+  make train    train on the best device here
+  make test     check that everything works
+"""
+
+INTEL_PYTHON = """\
+This is an Intel Python on an Apple Silicon Mac: it cannot use the GPU, and PyTorch 2.3 or newer does
+not install. Run cookiecutter again with an Arm Python, from any one of these:
+  uv          uvx --python cpython-3.12-macos-aarch64 cookiecutter ...
+  python.org  the "macOS 64-bit universal2 installer", in a Terminal without "Open using Rosetta"
+  conda       Miniforge for Apple Silicon, or CONDA_SUBDIR=osx-arm64 conda create -n arm python=3.12
+To generate the project anyway, add _allow_intel_python=yes to the command."""
+
+INTEL_MAC = """\
+Note: this looks like an Intel Mac. PyTorch 2.3 or newer has no build for it: the project can be
+generated and edited here, and trains on another machine."""
+
+WRONG_PROCESSOR = """\
+Note: Lightning will not find the GPU, because platform.processor() says {processor!a} instead of 'arm'.
+Use a Python from uv (uv python install 3.12) or from python.org."""
+
+OLD_MACOS = """\
+Note: this is macOS {macos}. PyTorch 2.12 or newer needs macOS 14: update macOS to train here."""
+
+NATIVE = "Arm Python on Apple Silicon: PyTorch can use the GPU."
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What this Python and this Mac say of themselves; empty where they say nothing."""
+
+    system: str
+    machine: str = ""
+    processor: str = ""
+    proc_translated: str = ""
+    arm64: str = ""
+    macos: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Status is ok, warning or refused; the text is empty where there is nothing to say."""
+
+    status: str
+    text: str = ""
+
+
+def sysctl(name: str) -> str:
+    """The value as sysctl prints it, or nothing: no answer must ever stop a generation."""
+    command = ["sysctl", "-n", name]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=1
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("ascii", "replace") if done.returncode == 0 else ""
+
+
+def probe() -> Probe:
+    if platform.system() != "Darwin":
+        return Probe(platform.system())
+    return Probe(
+        system="Darwin",
+        machine=platform.machine(),
+        processor=platform.processor(),
+        proc_translated=sysctl("sysctl.proc_translated"),
+        arm64=sysctl("hw.optional.arm64"),
+        macos=platform.mac_ver()[0],
+    )
+
+
+def judge(found: Probe) -> Verdict:
+    """Can this Python train on this Mac? Refuses only on proof: an Intel Python and an Arm chip."""
+    if found.system != "Darwin":
+        return Verdict("ok")
+    if found.machine == "x86_64":
+        # Rosetta hides the chip from Python, but sysctl tells.
+        if "1" in (found.proc_translated.strip(), found.arm64.strip()):
+            return Verdict("refused", INTEL_PYTHON)
+        return Verdict("warning", INTEL_MAC)
+    if found.machine != "arm64":
+        return Verdict("ok")
+    notes = []
+    # Lightning asks platform.processor(), not platform.machine(): lightning/fabric/accelerators/mps.py
+    if found.processor not in ("arm", "arm64"):
+        notes.append(WRONG_PROCESSOR.format(processor=found.processor))
+    # A Python built long ago reads every newer macOS as 10.16, so 10 says nothing.
+    major = re.match(r"[0-9]+", found.macos)
+    if major and 11 <= int(major.group()) < 14:
+        notes.append(OLD_MACOS.format(macos=found.macos))
+    return Verdict("warning", "\n".join(notes)) if notes else Verdict("ok", NATIVE)
+
+
+def delete_unselected(answers: dict) -> None:
+    wanted = {".github": answers["github_actions"]}
+    for path, keep in wanted.items():
+        if not keep:
+            shutil.rmtree(path)
+
+
+def say(text: str) -> None:
+    """On stderr, since the stdout of `cruft diff` is a patch."""
+    print(text, file=sys.stderr)
+
+
+def main() -> None:
+    answers = json.loads(ANSWERS)
+    verdict = judge(probe())
+    if verdict.text:
+        say(verdict.text)
+    if verdict.status == "refused" and not answers["_allow_intel_python"]:
+        sys.exit(1)
+    delete_unselected(answers)
+    say(NEXT_STEPS.format(slug=answers["project_slug"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""How every command starts and ends: a composed config in, an exit status out.
+
+Hydra composes `configs/<config_name>.yaml` with the command line. A mistake on that line becomes one
+sentence on stderr, with the closest names, and exit status 1. Nothing here imports torch, so that
+`--help` and such mistakes answer at once.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from .errors import UserError
+
+log = logging.getLogger(__name__)
+
+CONFIGS = f"{__package__}.configs"
+GROUPS = {folder.name for folder in (Path(__file__).parent / "configs").iterdir() if folder.is_dir()}
+
+# Warnings about how Lightning 2.6 uses PyTorch; nobody here can do anything about them.
+NOT_OURS = [r"`isinstance\(treespec, LeafSpec\)` is deprecated"]
+
+
+def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Call `program` with the config that this command line describes."""
+
+    @functools.wraps(program)
+    def job(cfg: DictConfig) -> Any:
+        # Caught in here, because on its way out through Hydra an error gets a second line.
+        try:
+            check_types(HydraConfig.get().overrides.task, config_name)
+            return program(cfg)
+        except Exception as error:
+            if said := sentence(error, config_name):
+                sys.exit(said)
+            raise
+
+    for known in NOT_OURS:
+        warnings.filterwarnings("ignore", message=known)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them
+    start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
+    try:
+        start(job)()
+    except Exception as error:
+        if said := sentence(error, config_name):
+            sys.exit(said)
+        raise
+
+
+def sentence(error: Exception, config_name: str) -> str | None:
+    """A user's mistake, told on one line; None for a bug of ours, which deserves its traceback."""
+    match error:
+        case UserError():
+            return str(error)
+        case MissingConfigException(missing_cfg_file=str(file), options=[*options]):
+            group, _, name = file.rpartition("/")
+            hint = did_you_mean(name, options)
+            return f"There is no {group} '{name}'{hint} There are: {', '.join(options)}."
+        case InstantiationException(__cause__=UserError() as cause):
+            return str(cause)
+        case InstantiationException(__cause__=TypeError() | ValueError() | ImportError() as cause):
+            key = re.search(r"full_key: (\S+)", str(error))
+            return f"{key[1] if key else 'config'}: {_one_line(cause)}"
+        case OverrideParseException():
+            why = str(error.message).splitlines()[0]
+            return f"{error.override} cannot be read ({why}): put the value in quotes, key=\"'value'\"."
+        case MissingMandatoryValue():
+            return f"{error.full_key} is missing: add {error.full_key}=... to the command."
+        case HydraException() | OmegaConfBaseException():
+            if refused := re.search(r"ould not override '([^'@]+)", str(error)):
+                key, known = refused[1], [*GROUPS, *_keys(defaults(config_name))]
+                return f"There is no setting '{key}'{did_you_mean(key, known)} +{key}=... adds it."
+            return _one_line(error)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's: importing it is slow
+        return _one_line(error)
+    if "out of memory" in str(error):
+        return (
+            "The device ran out of memory: lower data.batch_size, and raise"
+            " trainer.accumulate_grad_batches to keep the effective batch size."
+        )
+    return None
+
+
+def show(metrics: Mapping[str, Any]) -> None:
+    """Print the results at the end of a command."""
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        log.info(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(set(known)), n=2)
+    return f": did you mean {' or '.join(close)}?" if close else "."
+
+
+def check_types(overrides: Iterable[str], config_name: str) -> None:
+    """Refuse a value of another kind than the one it replaces: `data.batch_size=many`."""
+    values = [
+        override
+        for override in OverridesParser.create().parse_overrides(list(overrides))
+        if override.key_or_group not in GROUPS and not (override.is_add() or override.is_delete())
+    ]
+    if not values:
+        return
+    replaced = defaults(config_name)
+    for override in values:
+        old, new = OmegaConf.select(replaced, override.key_or_group), override.value()
+        if not _same_kind(old, new):
+            raise UserError(f"{override.key_or_group} takes a value like {old!r}, not {new!r}.")
+
+
+def defaults(config_name: str) -> DictConfig:
+    """The config with the groups of this command line (`model=...`) and none of its values."""
+    lines = [arg for arg in sys.argv[1:] if arg.partition("=")[0] in GROUPS]
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(config_name, lines)
+    with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
+        return hydra.compose(config_name, lines)
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    if old is None or new is None or old == "auto" or "${" in str(new):
+        return True
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, int):
+        return isinstance(new, int)
+    if isinstance(old, float):
+        return isinstance(new, int | float)
+    if isinstance(old, str):
+        return isinstance(new, str | int | float)
+    return OmegaConf.is_list(old) == isinstance(new, list)
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
+    """Every setting as it is typed: `data.batch_size`."""
+    for key in cfg:
+        yield f"{prefix}{key}"
+        child = cfg._get_node(key)
+        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_missing():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,119 @@
+"""The 1,797 real handwritten digits that ship with scikit-learn."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from .tensors import TensorBatches, take_batch
+
+
+class DigitsDataModule(L.LightningDataModule):
+    """Images (batch, 1, 8, 8), float32 from 0 to 1, and targets (batch,), int64; stratified splits.
+
+    Args:
+        batch_size: samples a step and device.
+        val_size: fraction of the samples for validation.
+        test_size: fraction of the samples for testing.
+        split_seed: which samples these are; apart from `seed`, so that seeds can be compared.
+        augment: move each training image by up to one pixel in each direction.
+    """
+
+    in_memory = True  # tells device.py that workers would gain nothing
+    image_shape = (1, 8, 8)  # channels, height, width: what predict.py resizes to
+    class_names = tuple("0123456789")
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        val_size: float = 0.15,
+        test_size: float = 0.2,
+        split_seed: int = 0,
+        augment: bool = False,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.test_size = test_size
+        self.split_seed = split_seed
+        self.augment = augment
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.splits: dict[str, TensorBatches] = {}
+
+    def setup(self, stage: str) -> None:
+        if self.splits:
+            return
+        # Imported here, because it takes two seconds that no other command should pay.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        pixels, digits = load_digits(return_X_y=True)  # float64 (1797, 64) from 0 to 16; int64
+        rest, test = train_test_split(
+            range(len(digits)),
+            test_size=self.test_size,
+            stratify=digits,
+            random_state=self.split_seed,
+        )
+        train, val = train_test_split(
+            rest,
+            test_size=self.val_size / (1 - self.test_size),
+            stratify=digits[rest],
+            random_state=self.split_seed,
+        )
+        # MPS has no float64: everything leaves here as float32 and int64.
+        inputs = torch.as_tensor(pixels / 16, dtype=torch.float32).view(-1, *self.image_shape)
+        targets = torch.as_tensor(digits, dtype=torch.int64)
+        for split, indices in (("train", train), ("val", val), ("test", test)):
+            self.splits[split] = TensorBatches(inputs[indices], targets[indices])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        # A last batch of another size would cost MPS a new graph, and batch norm its statistics.
+        return self._loader(self.splits["train"], shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.splits["val"])
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.splits["test"])
+
+    def _loader(self, split: Dataset[Any], **order: bool) -> DataLoader[Any]:
+        return DataLoader(
+            split,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.persistent_workers,
+            collate_fn=take_batch,
+            **order,
+        )
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        if self.augment and self.trainer is not None and self.trainer.training:
+            inputs, targets = batch
+            return [shift(inputs), targets]
+        return batch
+
+
+def shift(images: Tensor, pixels: int = 1) -> Tensor:
+    """Move each image by its own whole number of pixels, at most `pixels` either way.
+
+    Args:
+        images: (batch, channels, height, width); what moves in is 0.
+    """
+    batch, _, height, width = images.shape
+    padded = F.pad(images, [pixels] * 4)
+    rows = torch.arange(height, device=images.device)[None, :, None]
+    columns = torch.arange(width, device=images.device)[None, None, :]
+    down, right = torch.randint(0, 2 * pixels + 1, (2, batch, 1, 1), device=images.device)
+    image = torch.arange(batch, device=images.device)[:, None, None]
+    # Indexing (image, :, row, column) puts the channels last.
+    return padded[image, :, rows + down, columns + right].movedim(-1, 1).contiguous()

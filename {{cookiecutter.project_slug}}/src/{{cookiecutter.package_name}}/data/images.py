@@ -1,0 +1,64 @@
+"""Images of your own, in the form that a model takes: what `predict` reads."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+
+
+def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
+    """Read an image file, a folder of them, or a .npy array.
+
+    Args:
+        source: images of any size are resized; an array is (N, height, width) or
+            (N, channels, height, width), from 0 to 1 or uint8, and must fit.
+        shape: channels, height and width that the model takes; 1 channel means grey.
+
+    Returns:
+        A name for each image, and all of them as float32 from 0 to 1, (N, *shape).
+
+    Raises:
+        UserError: nothing is there, or it cannot be read as an image of this shape.
+    """
+    if source.suffix == ".npy":
+        array = _read_array(source, shape)
+        return [f"{source.name}[{i}]" for i in range(len(array))], array
+    if source.is_dir():
+        # Only what Pillow has a reader for: a folder of images often holds a README too.
+        files = sorted(f for f in source.iterdir() if f.suffix.lower() in Image.registered_extensions())
+        if not files:
+            raise UserError(f"There is no image in the folder {source}: say input=FILE or input=FOLDER.")
+    elif source.is_file():
+        files = [source]
+    else:
+        raise UserError(f"There is no {source}: say input=FILE or input=FOLDER.")
+    return [f.name for f in files], torch.stack([_read_image(f, shape) for f in files])
+
+
+def _read_image(file: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    try:
+        with Image.open(file) as image:
+            grey_or_colour = image.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{file} cannot be read as an image: {error}.") from error
+    # BOX averages what falls into a pixel, as the makers of the digits did.
+    pixels = np.asarray(grey_or_colour.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    return torch.from_numpy(pixels / 255).view(height, width, channels).movedim(-1, 0)
+
+
+def _read_array(file: Path, shape: tuple[int, int, int]) -> Tensor:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as an array: {error}.") from error
+    if array.shape[1:] not in (shape, shape[1:]) or not len(array):
+        raise UserError(f"{file} has the shape {array.shape}: the model takes (N, {shape}).")
+    array = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN fails here too
+        raise UserError(f"{file} has values outside 0 to 1: divide it by its largest value.")
+    return torch.from_numpy(array).view(-1, *shape)

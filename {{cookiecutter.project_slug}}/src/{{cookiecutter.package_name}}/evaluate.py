@@ -1,0 +1,48 @@
+"""Test a trained model again, from its run folder or its checkpoint alone, on any device.
+
+    python -m <package>.evaluate run=latest
+    python -m <package>.evaluate run=runs/mlp-1a2b3c4d trainer.accelerator=cpu
+    python -m <package>.evaluate run=best.ckpt +data.batch_size=256
+
+Prints the test metrics, and writes them and confusion.png to the folder `evaluate` of the run.
+"""
+
+import logging
+
+from omegaconf import DictConfig
+
+from . import cli
+from .run import Run, write_json
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Test the checkpoint that `cfg.run` names.
+
+    Args:
+        cfg: configs/evaluate.yaml, composed with the overrides.
+
+    Returns:
+        The test metrics.
+    """
+    run, path = Run.find(cfg.run, cfg.runs_dir)
+    from .checkpoint import rebuild  # only now: a run that is not there is said at once
+
+    folder = run.folder / "evaluate"
+    folder.mkdir(exist_ok=True)
+    trainer, task, datamodule = rebuild(path, cfg, folder)
+    (metrics,) = trainer.test(task, datamodule, verbose=False)
+    write_json(folder / "metrics.json", {"checkpoint": str(path), **metrics})
+    return dict(metrics)
+
+
+def main() -> None:
+    def program(cfg: DictConfig) -> None:
+        cli.show(evaluate(cfg))
+
+    cli.run(program, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

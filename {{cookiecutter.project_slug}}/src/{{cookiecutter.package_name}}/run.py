@@ -1,0 +1,143 @@
+"""A run is a function of (code, config, seed, data); its folder is named after them.
+
+The same command with the same code finds its folder again, in every process and on every machine,
+because no clock and no counter is in the name. Nothing here imports torch: a finished run shows its
+results at once.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .errors import UserError
+
+# What decides the weights, of the config. Everything else says where and how to write.
+DECIDES = ("seed", "data", "task", "trainer", "callbacks")
+# What, of that, does not: the device and its loader, how long to train, what is shown meanwhile.
+HOW_LONG = ("max_epochs", "max_steps", "max_time")
+DOES_NOT = {
+    "data": ("num_workers", "pin_memory", "persistent_workers"),
+    "trainer": ("accelerator", "devices", "strategy", "log_every_n_steps", "profiler", *HOW_LONG),
+    "callbacks": ("progress", "model_summary", "learning_rate", "device_stats", "figures"),
+}
+
+
+def identity(cfg: DictConfig) -> str:
+    """The first 8 hex digits of a hash over the deciding config and the package's sources."""
+    plain = plain_config(cfg)
+    deciding = {
+        key: {k: v for k, v in plain[key].items() if k not in DOES_NOT[key]}
+        if key in DOES_NOT
+        else plain[key]
+        for key in DECIDES
+    }
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    package = Path(__file__).parent
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.relative_to(package).as_posix().encode())
+        digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:8]
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain Python data, which is all that a checkpoint may hold."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+class Run:
+    """One folder, `<runs_dir>/<name>-<identity>`, and what stands in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.metrics = folder / "metrics.json"  # written last: a run that has it is finished
+        self.best = folder / "checkpoints" / "best.ckpt"
+        self.last = folder / "checkpoints" / "last.ckpt"
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "Run":
+        """The run that this config describes; with `resume=never` a new one beside it."""
+        name = cfg.name or cfg.model._target_.rpartition(".")[2].lower()
+        folder = Path(cfg.runs_dir) / f"{name}-{identity(cfg)}"
+        if cfg.resume == "never":
+            copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+            folder = next(f for f in itertools.chain([folder], copies) if not f.exists())
+        return cls(folder)
+
+    @classmethod
+    def find(cls, where: str, runs_dir: str) -> tuple["Run", Path]:
+        """The run and the checkpoint that `run=` names.
+
+        Args:
+            where: a run's folder (its best checkpoint), a checkpoint, or `latest`.
+
+        Raises:
+            UserError: nothing is there.
+        """
+        path = Path(where)
+        if where == "latest":
+            used = Path(runs_dir).glob("*/checkpoints/*.ckpt")
+            path = max(used, key=lambda file: file.stat().st_mtime, default=path).parent.parent
+            if not path.name:
+                raise UserError(f"No run in {runs_dir} has a checkpoint: train, or say runs_dir=FOLDER.")
+        if path.is_file():
+            in_run = path.parent.name == "checkpoints"
+            return cls(path.parent.parent if in_run else path.parent), path
+        run = cls(path)
+        for checkpoint in (run.best, run.last):
+            if checkpoint.is_file():
+                return run, checkpoint
+        raise UserError(f"There is no checkpoint in {path}: say run=FOLDER, run=FILE.ckpt or run=latest.")
+
+    def results(self, cfg: DictConfig) -> dict[str, float] | None:
+        """The metrics of the finished run, or None where there is still something to train.
+
+        Raises:
+            UserError: the run has been trained for longer than this config asks.
+        """
+        if not self.metrics.is_file():
+            return None
+        saved = json.loads(self.metrics.read_text(encoding="utf-8"))
+        done, asked = saved.pop("how_long"), how_long(cfg)
+        if done == asked:
+            return dict(saved)
+        for limit, trained in (("max_epochs", saved["epochs"]), ("max_steps", saved["steps"])):
+            if 0 <= (asked[limit] if asked[limit] is not None else -1) < trained:
+                raise UserError(
+                    f"{self.folder} has been trained for more than {limit}={asked[limit]}:"
+                    " add resume=never to train a shorter one in a new folder."
+                )
+        return None
+
+    def start(self, cfg: DictConfig) -> None:
+        """Make the folder, write down the config with what auto chose, and log to log.txt there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log_file.name = "log.txt of the run"
+        root = logging.getLogger()
+        for other in [handler for handler in root.handlers if handler.name == log_file.name]:
+            root.removeHandler(other)  # of the run before, where one process has several
+            other.close()
+        root.addHandler(log_file)
+
+    def finish(self, cfg: DictConfig, metrics: dict[str, float]) -> None:
+        write_json(self.metrics, {**metrics, "how_long": how_long(cfg)})
+
+
+def how_long(cfg: DictConfig) -> dict[str, Any]:
+    return {key: cfg.trainer[key] for key in HOW_LONG}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write all of the file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,87 @@
+"""Learning to tell classes apart: cross-entropy and accuracy."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from ..checkpoint import load_task
+
+
+class ClassificationTask(L.LightningModule):
+    """
+    Args:
+        model: takes inputs (batch, ...) to logits (batch, num_classes).
+        optimizer: takes parameters to an optimizer, `_partial_: true` in its YAML.
+        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer.
+        num_classes: how many classes there are.
+        label_smoothing: how much of the target probability is spread over all classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        scheduler: dict[str, Any],
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Class probabilities, float32, (batch, num_classes)."""
+        return self(batch[0]).float().softmax(dim=-1)
+
+    def _step(self, batch: list[Tensor], split: str) -> Tensor:
+        inputs, targets = batch
+        logits = self(inputs)
+        smoothing = self.label_smoothing if split == "train" else 0.0
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        accuracy = getattr(self, f"{split}_acc")
+        accuracy.update(logits, targets)
+        if split == "test":
+            self.confusion.update(logits, targets)
+        self.log(f"{split}/loss", loss, prog_bar=split != "train")
+        # An epoch's accuracy is computed once, at its end.
+        self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        build = self.scheduler["scheduler"]
+        filled_in = {}
+        if "steps_per_epoch" in build.keywords:  # OneCycleLR's; only the trainer knows it
+            steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+            filled_in["steps_per_epoch"] = int(steps)
+        scheduler = build(optimizer, **filled_in)
+        return {"optimizer": optimizer, "lr_scheduler": {**self.scheduler, "scheduler": scheduler}}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **_: Any) -> Any:
+        """The task of a checkpoint; the file has all that it is built from."""
+        return load_task(checkpoint_path)

@@ -1,0 +1,85 @@
+"""Train a model, test its best checkpoint, and leave everything in one folder.
+
+    python -m <package>.train                           # the default, on the best device there is
+    python -m <package>.train experiment=convnet        # another experiment
+    python -m <package>.train model.width=512 optimizer.lr=0.001
+    python -m <package>.train trainer.accelerator=cpu   # not on the GPU
+    python -m <package>.train debug=fast                # one batch of everything, to see that it runs
+
+The same command again continues an unfinished run, and shows a finished one.
+"""
+
+import logging
+
+from omegaconf import DictConfig, OmegaConf
+
+from . import cli, device
+from .run import Run, plain_config
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Compute the run that `cfg` describes, or what is left of it.
+
+    Args:
+        cfg: configs/train.yaml, composed with the overrides.
+
+    Returns:
+        What stands in its metrics.json: test metrics, the best validation score, epochs and steps.
+    """
+    # What is asked for and impossible here is refused even if the run is finished.
+    choice = device.choose(device.request(cfg), device.probe())
+    run = Run.of(cfg)
+    if (finished := run.results(cfg)) is not None:
+        log.info(f"{run.folder} is finished; resume=never trains it again in a new folder.")
+        return finished
+
+    import torch
+    from hydra.utils import instantiate
+    from lightning import Trainer, seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
+
+    cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder)})  # type: ignore[assignment]
+    settled = device.settle(cfg, choice)
+    if rank_zero_only.rank == 0:
+        run.start(settled)
+    else:
+        logging.disable(logging.INFO)  # of several processes one speaks
+    log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
+
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(choice.matmul_precision)
+    datamodule = instantiate(settled.data)
+    task = instantiate(settled.task)
+    # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
+    task.save_hyperparameters(plain_config(cfg))
+    callbacks = list(instantiate(settled.callbacks).values())
+    loggers = list(instantiate(settled.logger).values())
+    trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
+
+    if run.last.is_file():
+        log.info(f"Going on from {run.last}")
+    trainer.fit(task, datamodule, ckpt_path=run.last if run.last.is_file() else None)
+    # Lightning counts one more epoch when it tests a checkpoint of an earlier one: read it before.
+    trained = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    best = trainer.checkpoint_callback
+    ckpt_path = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
+    (tested,) = trainer.test(task, datamodule, ckpt_path=ckpt_path, verbose=False)
+    if ckpt_path is not None:
+        trained[f"best {best.monitor}"] = float(best.best_model_score)
+    metrics = {**tested, **trained}
+    if trainer.is_global_zero:
+        run.finish(cfg, metrics)
+    return metrics
+
+
+def main() -> None:
+    def program(cfg: DictConfig) -> None:
+        cli.show(train(cfg))
+
+    cli.run(program, "train")
+
+
+if __name__ == "__main__":
+    main()
