@@ -23,7 +23,7 @@ class EpochLines(ProgressBar):
     """`epoch 3/30  train/acc 0.9620  val/acc 0.9410  val/loss 0.2130  1.2 s`"""
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first, whose log is the only one that is read."""
+        """Nothing: only the first rank logs, and Lightning calls this on the others."""
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.start = time.monotonic()
@@ -32,7 +32,9 @@ class EpochLines(ProgressBar):
         shown = {k: v for k, v in sorted(trainer.callback_metrics.items()) if "/" in k}
         metrics = "".join(f"  {name} {value:.4f}" for name, value in shown.items())
         seconds = time.monotonic() - self.start
-        log.info(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{metrics}  {seconds:.1f} s")
+        log.info(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{metrics}  {seconds:.1f} s"
+        )
 
 
 class Curves(Callback):

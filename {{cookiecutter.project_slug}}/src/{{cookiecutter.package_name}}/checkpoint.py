@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from . import device
@@ -43,7 +43,7 @@ def load_task(path: Path) -> LightningModule:
     return task.eval()
 
 
-def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, LightningDataModule]:
+def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     """The task (best checkpoint, evaluation mode) and the datamodule of a run, for a notebook.
 
         task, datamodule = load_run("latest")
@@ -58,9 +58,7 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Lightni
     return load_task(path), instantiate(device.settle(trained, choice).data)
 
 
-def rebuild(
-    path: Path, cfg: DictConfig, folder: Path
-) -> tuple[Trainer, LightningModule, LightningDataModule]:
+def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, LightningModule, Any]:
     """What a checkpoint was trained with, on this machine's device.
 
     Args:

@@ -1,8 +1,8 @@
 """How every command starts and ends: a composed config in, an exit status out.
 
-Hydra composes `configs/<config_name>.yaml` with the command line. A mistake on that line becomes one
-sentence on stderr, with the closest names, and exit status 1. Nothing here imports torch, so that
-`--help` and such mistakes answer at once.
+Hydra composes `configs/<config_name>.yaml` with the command line. A mistake on that line becomes
+one sentence on stderr, with the closest names, and exit status 1. Nothing here imports torch, so
+that `--help` and such mistakes answer at once.
 """
 
 import difflib
@@ -34,10 +34,16 @@ from .errors import UserError
 log = logging.getLogger(__name__)
 
 CONFIGS = f"{__package__}.configs"
-GROUPS = {folder.name for folder in (Path(__file__).parent / "configs").iterdir() if folder.is_dir()}
+GROUPS = {
+    folder.name for folder in (Path(__file__).parent / "configs").iterdir() if folder.is_dir()
+}
 
-# Warnings about how Lightning 2.6 uses PyTorch; nobody here can do anything about them.
-NOT_OURS = [r"`isinstance\(treespec, LeafSpec\)` is deprecated"]
+# Warnings that tell a user nothing to do.
+QUIET = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
+    r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
+    r"The '\w+_dataloader' does not have many workers",  # device.py has chosen how many
+)
 
 
 def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -54,8 +60,8 @@ def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
                 sys.exit(said)
             raise
 
-    for known in NOT_OURS:
-        warnings.filterwarnings("ignore", message=known)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them
     start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     try:
@@ -78,17 +84,19 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case InstantiationException(__cause__=UserError() as cause):
             return str(cause)
         case InstantiationException(__cause__=TypeError() | ValueError() | ImportError() as cause):
-            key = re.search(r"full_key: (\S+)", str(error))
-            return f"{key[1] if key else 'config'}: {_one_line(cause)}"
+            where = re.search(r"full_key: (\S+)", str(error))
+            return f"{where[1] if where else 'config'}: {_one_line(cause)}"
         case OverrideParseException():
             why = str(error.message).splitlines()[0]
-            return f"{error.override} cannot be read ({why}): put the value in quotes, key=\"'value'\"."
+            return f"{error.override} cannot be read ({why}): quote it, as in key=\"'value'\"."
         case MissingMandatoryValue():
             return f"{error.full_key} is missing: add {error.full_key}=... to the command."
         case HydraException() | OmegaConfBaseException():
             if refused := re.search(r"ould not override '([^'@]+)", str(error)):
                 key, known = refused[1], [*GROUPS, *_keys(defaults(config_name))]
                 return f"There is no setting '{key}'{did_you_mean(key, known)} +{key}=... adds it."
+            return _one_line(error)
+        case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's: importing it is slow
         return _one_line(error)

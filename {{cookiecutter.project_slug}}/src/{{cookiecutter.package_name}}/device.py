@@ -1,14 +1,16 @@
-"""The only file that knows hardware: a probe of this machine, a policy, and its answer with reasons.
+"""The only file that knows hardware: a probe of this machine, a policy, its answer with reasons.
 
-What is `auto` in the config is decided here, once, before anything is built. An explicit value wins;
-an impossible one is refused in one sentence. `choose` is a pure function, so every row of the policy
-can be tested on any machine.
+What is `auto` in the config is decided here, once, before anything is built. An explicit value
+wins; an impossible one is refused in one sentence. `choose` is a pure function of what is asked
+for and what is there, so every row of the policy can be tested on any machine.
 """
 
+import contextlib
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
@@ -16,16 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
 
-ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
-SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
+ACCELERATORS = ("auto", "cpu", "cuda", "mps", "gpu")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+SHORT_PRECISIONS = {32: "32-true", 16: "16-mixed", "bf16": "bf16-mixed", 64: "64-true"}
+AMPERE = (8, 0)  # the compute capability from which on CUDA has bf16 and TF32 units
 
 
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    capability: tuple[int, int]  # CUDA compute capability: (8, 0) is an A100
-    native_bf16: bool
+    capability: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -33,36 +35,46 @@ class Probe:
     """What this machine has. A GPU counts only if a tiny operation on it works."""
 
     system: str  # as platform.system(): Darwin, Linux, Windows
-    processor: str
+    cpu: str
     cores: int  # that this process may use
-    mps: bool = False
+    mps: str = ""  # the chip's name
     cuda: tuple[Gpu, ...] = ()
-    missed: str = ""  # a GPU that is here and cannot be used, and what to do about it
+    missed: str = ""  # why a GPU that seems to be here does not count
 
 
 @dataclass(frozen=True)
 class Request:
     """What the config asks for, in Lightning's words; `auto` leaves it to the policy."""
 
-    accelerator: str = "auto"
+    accelerator: Any = "auto"
     devices: Any = "auto"
-    strategy: str = "auto"
+    strategy: Any = "auto"
     precision: Any = "auto"
-    matmul_precision: str = "auto"
-    num_workers: int | str = "auto"
-    pin_memory: bool | str = "auto"
-    persistent_workers: bool | str = "auto"
+    matmul_precision: Any = "auto"
+    num_workers: Any = "auto"
+    pin_memory: Any = "auto"
+    persistent_workers: Any = "auto"
     require_accelerator: str | None = None
-    in_memory: bool = False  # the datamodule's items cost nothing to fetch
+    in_memory: bool = False  # fetching from the datamodule costs nothing
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise UserError(
+                f"trainer.accelerator={self.accelerator} is none of {', '.join(ACCELERATORS)}."
+            )
+        if self.precision not in (*PRECISIONS, *SHORT_PRECISIONS):
+            raise UserError(
+                f"trainer.precision={self.precision} is none of {', '.join(PRECISIONS)}."
+            )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the run uses; `reasons` says why, field by field."""
+    """What the run uses, and why: `reasons` has an entry for each field of the policy."""
 
     accelerator: str
     name: str
-    devices: int | list[int]
+    devices: Any  # a count, or a list of indices
     strategy: str
     precision: str
     matmul_precision: str
@@ -77,44 +89,48 @@ class Choice:
 
 
 def probe() -> Probe:
-    """Look at this machine. Only this needs PyTorch: what can be refused without it is, at once."""
+    """Look at this machine. Only this needs PyTorch, which takes seconds to import."""
     import torch
     from lightning.pytorch.accelerators import MPSAccelerator
 
-    cuda = []
-    for index in range(torch.cuda.device_count()):
-        if _works(f"cuda:{index}"):
-            capability = torch.cuda.get_device_capability(index)
-            # is_bf16_supported() counts emulation, which is slow; bf16 units came with Ampere (8.0).
-            cuda.append(Gpu(torch.cuda.get_device_name(index), capability, capability >= (8, 0)))
+    def works(device: str) -> bool:
+        # Hosted Mac runners report MPS and cannot run it; a driver or a wheel can be too old.
+        try:
+            return torch.ones(2, device=device).sum().item() == 2
+        except (RuntimeError, AssertionError):
+            return False
+
+    cuda = [
+        Gpu(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+        for index in range(torch.cuda.device_count())
+        if works(f"cuda:{index}")
+    ]
+    mps = MPSAccelerator.is_available() and works("mps")  # False under DISABLE_MPS=1
     missed = ""
     if not cuda and shutil.which("nvidia-smi"):
-        missed = (
-            "nvidia-smi is here, but this PyTorch is a CPU build: install a CUDA build"
-            if torch.version.cuda is None
-            else f"nvidia-smi is here, but PyTorch for CUDA {torch.version.cuda} cannot use the GPU:"
-            " check the driver with nvidia-smi"
-        )
-    elif platform.system() == "Darwin" and torch.backends.mps.is_available():
-        missed = "PyTorch offers MPS, but it is disabled or does not work here"
+        missed = "nvidia-smi is here, but this PyTorch has no CUDA: install a build that has"
+        if torch.version.cuda is not None:
+            missed = f"nvidia-smi is here, but CUDA {torch.version.cuda} fails: check the driver"
+    elif not mps and torch.backends.mps.is_available():
+        missed = "PyTorch reports MPS, but it is disabled or does not work"
     return Probe(
         system=platform.system(),
-        processor=platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        mps=MPSAccelerator.is_available() and _works("mps"),
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        mps=torch.backends.mps.get_name() if mps else "",
         cuda=tuple(cuda),
         missed=missed,
     )
 
 
-def _works(device: str) -> bool:
-    import torch
-
-    # Hosted Mac runners report MPS and cannot run it; a driver or a kernel image can be too old.
-    try:
-        return torch.ones(2, device=device).sum().item() == 2
-    except (RuntimeError, AssertionError):
-        return False
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):  # Linux tells more here than by platform.processor()
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose(want: Request, has: Probe) -> Choice:
@@ -123,166 +139,149 @@ def choose(want: Request, has: Probe) -> Choice:
     Raises:
         UserError: this machine cannot do what is asked.
     """
-    why: dict[str, str] = {}
-    accelerator, why["accelerator"] = _accelerator(want, has)
+    accelerator, why = _accelerator(want, has)
     if want.require_accelerator not in (None, accelerator):
         raise UserError(
-            f"require_accelerator={want.require_accelerator}, but this run would use {accelerator}:"
-            f" {why['accelerator']}."
+            f"require_accelerator={want.require_accelerator}, but this is {accelerator}: {why}."
         )
     gpus = has.cuda if accelerator == "cuda" else ()
-    devices, why["devices"] = _devices(want, accelerator, len(gpus))
-    strategy, why["strategy"] = _strategy(want, has, accelerator)
-    precision, why["precision"] = _precision(want, accelerator, gpus)
-    workers, why["num_workers"] = _workers(want, has, accelerator)
-    pinned, why["pin_memory"] = (
-        (want.pin_memory, "asked for")
-        if want.pin_memory != "auto"
-        else (accelerator == "cuda", "pinned memory speeds up copies to CUDA, and only those")
-    )
-    if want.persistent_workers == "auto" or workers == 0:
-        persistent, why["persistent_workers"] = workers > 0, "kept between epochs if there are any"
-    else:
-        persistent, why["persistent_workers"] = bool(want.persistent_workers), "asked for"
-    if want.matmul_precision != "auto":
-        matmul, why["matmul_precision"] = want.matmul_precision, "asked for"
-    elif gpus and all(gpu.capability >= (8, 0) for gpu in gpus):
-        matmul, why["matmul_precision"] = "high", "TF32 on CUDA 8.0 and newer"
-    else:  # it would change the numbers of CPUs with AMX too (pytorch: mkldnn.matmul.fp32_precision)
-        matmul, why["matmul_precision"] = "highest", "full float32 outside CUDA 8.0 and newer"
-    name = gpus[0].name if gpus else has.processor
+    num_workers, why_workers = _num_workers(want, has)
+    ampere = bool(gpus) and all(gpu.capability >= AMPERE for gpu in gpus)
+    # Outside CUDA a lower precision than highest would change what CPUs with AMX compute, too.
+    policy: dict[str, tuple[Any, str]] = {
+        "accelerator": (accelerator, why),
+        "devices": _devices(want, accelerator, len(gpus)),
+        "strategy": _strategy(want, has, accelerator),
+        "precision": _precision(want, accelerator, ampere),
+        "matmul_precision": ("high", "TF32 units") if ampere else ("highest", "no TF32 units"),
+        "num_workers": (num_workers, why_workers),
+        "pin_memory": (accelerator == "cuda", "it speeds up copies to CUDA, and only those"),
+        "persistent_workers": (num_workers > 0, "workers, where there are any, outlast an epoch"),
+    }
+    for field in ("matmul_precision", "pin_memory", "persistent_workers"):
+        if getattr(want, field) != "auto":
+            policy[field] = getattr(want, field), "asked for"
+    if num_workers == 0:  # DataLoader refuses it
+        policy["persistent_workers"] = False, "there are no workers"
+    names = {"cpu": has.cpu, "mps": has.mps, "cuda": gpus[0].name if gpus else ""}
     return Choice(
-        accelerator=accelerator,
-        name=name,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        matmul_precision=matmul,
-        num_workers=workers,
-        pin_memory=bool(pinned),
-        persistent_workers=persistent,
-        reasons=why,
+        name=names[accelerator],
+        reasons={field: reason for field, (_, reason) in policy.items()},
+        **{field: value for field, (value, _) in policy.items()},
     )
 
 
 def _accelerator(want: Request, has: Probe) -> tuple[str, str]:
-    asked = want.accelerator
-    there = {"mps": has.mps, "cuda": bool(has.cuda), "cpu": True}
+    works = {"mps": bool(has.mps), "cuda": bool(has.cuda), "cpu": True}  # in order of preference
     missed = f" ({has.missed})" if has.missed else ""
-    if asked not in ACCELERATORS:
-        raise UserError(
-            f"trainer.accelerator={asked} is not one of {', '.join(ACCELERATORS)}: choose one of them."
+    if want.accelerator == "auto":
+        best = next(name for name in works if works[name])
+        return (
+            best,
+            f"no GPU works here{missed}" if best == "cpu" else f"auto, since {best} works here",
         )
-    if asked == "auto":
-        best = next(name for name in there if there[name])
-        return best, f"no GPU works here{missed}" if best == "cpu" else f"auto: {best} works here"
-    if asked == "gpu":
-        best = next((name for name in ("mps", "cuda") if there[name]), "")
-    else:
-        best = asked if there[asked] else ""
-    if not best:
-        raise UserError(
-            f"trainer.accelerator={asked}, but no {asked} device works here{missed}:"
-            " leave it out to use the best there is."
-        )
-    return best, "asked for"
+    possible = ("mps", "cuda") if want.accelerator == "gpu" else (want.accelerator,)
+    for name in possible:
+        if works[name]:
+            return name, "asked for"
+    raise UserError(
+        f"trainer.accelerator={want.accelerator}, but no {want.accelerator} works here{missed}:"
+        " leave it out to use the best there is."
+    )
 
 
 def _devices(want: Request, accelerator: str, num_gpus: int) -> tuple[Any, str]:
-    most = {"cuda": num_gpus, "mps": 1}.get(accelerator)
-    if want.devices in ("auto", -1, "-1"):
-        return (most, "every CUDA GPU that works") if accelerator == "cuda" else (1, f"one {accelerator}")
-    asked = OmegaConf.to_container(want.devices) if OmegaConf.is_list(want.devices) else want.devices
-    asked = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
+    asked = OmegaConf.to_object(want.devices) if OmegaConf.is_list(want.devices) else want.devices
+    if asked in ("auto", -1):
+        return (
+            (num_gpus, "every one that works")
+            if accelerator == "cuda"
+            else (1, f"one {accelerator}")
+        )
+    there = {"cuda": num_gpus, "mps": 1}.get(accelerator)  # on the CPU, any number of processes
     if isinstance(asked, list) and accelerator == "cuda":
-        possible = bool(asked) and all(isinstance(i, int) and 0 <= i < num_gpus for i in asked)
+        possible = bool(asked) and all(index in range(num_gpus) for index in asked)
     else:
-        possible = isinstance(asked, int) and asked >= 1 and (most is None or asked <= most)
+        possible = isinstance(asked, int) and 1 <= asked <= (there or asked)
     if not possible:
         raise UserError(
-            f"trainer.devices={asked} is impossible here: there {_count(most, accelerator)}."
+            f"trainer.devices={asked} is impossible, this machine has {there or 1} {accelerator}:"
+            " leave it out to use what is there."
         )
     return asked, "asked for"
-
-
-def _count(most: int | None, accelerator: str) -> str:
-    if most is None:
-        return "is one cpu, and a number above 1 means that many processes on it"
-    return f"{'is' if most == 1 else 'are'} {most} {accelerator} device{'s' if most != 1 else ''}"
 
 
 def _strategy(want: Request, has: Probe, accelerator: str) -> tuple[str, str]:
-    if want.strategy.startswith(("ddp", "fsdp")) and accelerator == "mps":
-        raise UserError(f"trainer.strategy={want.strategy} does not run on MPS: leave it out there.")
-    if want.strategy.startswith("fsdp") and accelerator == "cpu":
-        raise UserError(f"trainer.strategy={want.strategy} needs CUDA: leave it out on the CPU.")
-    if want.strategy.startswith("ddp") and accelerator == "cuda" and has.system == "Windows":
-        raise UserError("trainer.strategy=ddp needs NCCL, which Windows lacks: use WSL or Linux.")
-    return want.strategy, "follows from devices" if want.strategy == "auto" else "asked for"
-
-
-def _precision(want: Request, accelerator: str, gpus: tuple[Gpu, ...]) -> tuple[str, str]:
-    asked = str(want.precision)
-    if asked == "auto":
-        if not gpus:
-            return "32-true", f"exact, and reduced precision is no faster or unsafe on {accelerator}"
-        if all(gpu.native_bf16 for gpu in gpus):
-            return "bf16-mixed", "the GPU computes bf16 natively"
-        return "16-mixed", "the GPU is older than native bf16"
-    asked = SHORT_PRECISIONS.get(asked, asked)
-    if asked not in PRECISIONS:
+    asked = want.strategy
+    if asked.startswith(("ddp", "fsdp")) and accelerator == "mps":
+        raise UserError(f"trainer.strategy={asked} does not run on MPS: leave it out.")
+    if asked.startswith("fsdp") and accelerator == "cpu":
+        raise UserError(f"trainer.strategy={asked} needs CUDA: leave it out on the CPU.")
+    if asked.startswith("ddp") and accelerator == "cuda" and has.system == "Windows":
         raise UserError(
-            f"trainer.precision={asked} is not one of auto, {', '.join(PRECISIONS)}: choose one of them."
+            f"trainer.strategy={asked} needs NCCL, which Windows lacks: use WSL or Linux."
         )
+    return asked, "follows from the devices" if asked == "auto" else "asked for"
+
+
+def _precision(want: Request, accelerator: str, ampere: bool) -> tuple[str, str]:
+    asked = SHORT_PRECISIONS.get(want.precision, want.precision)
     if asked == "64-true" and accelerator == "mps":
         raise UserError("trainer.precision=64-true is impossible on MPS: use 32-true, or the CPU.")
-    if asked.startswith("16") and accelerator == "cpu":  # Lightning would silently take bf16
-        raise UserError(f"trainer.precision={asked} needs a GPU: use 32-true or bf16-mixed on the CPU.")
-    return asked, "asked for"
+    if asked.startswith("16") and accelerator == "cpu":  # Lightning would take bf16 without a word
+        raise UserError(f"trainer.precision={asked} needs a GPU: use 32-true or bf16-mixed.")
+    if asked != "auto":
+        return asked, "asked for"
+    if accelerator != "cuda":
+        return "32-true", f"less is no faster or not safe on {accelerator}"
+    # torch.cuda.is_bf16_supported() says yes to emulation too, which is slow.
+    return ("bf16-mixed", "native bf16") if ampere else ("16-mixed", "no native bf16")
 
 
-def _workers(want: Request, has: Probe, accelerator: str) -> tuple[int, str]:
+def _num_workers(want: Request, has: Probe) -> tuple[int, str]:
     if want.num_workers != "auto":
         if not isinstance(want.num_workers, int) or want.num_workers < 0:
-            raise UserError(f"data.num_workers={want.num_workers} is not auto, 0 or more: choose one.")
+            raise UserError(f"data.num_workers={want.num_workers} is neither auto nor 0 or more.")
         return want.num_workers, "asked for"
     if want.in_memory:
-        return 0, "the data is in memory: a worker would only copy it"
+        return 0, "the data is in memory, a worker would only copy it"
     if has.system != "Linux":
-        return 0, f"{has.system} starts each worker as a new Python, which takes seconds"
+        return 0, f"on {has.system} each worker starts a Python of its own, which takes seconds"
     if has.cores <= 2:
-        return 0, f"{has.cores} cores: a worker would take the trainer's own"
-    return min(8, has.cores - 1), f"one for each of {has.cores} cores but one, 8 at most"
+        return 0, f"with {has.cores} cores a worker would take the trainer's own"
+    return min(8, has.cores - 1), f"{has.cores} cores, one of them for the trainer; 8 at most"
+
+
+TRAINER = ("accelerator", "devices", "strategy", "precision")
+LOADER = ("num_workers", "pin_memory", "persistent_workers")
 
 
 def request(cfg: DictConfig) -> Request:
     """What `cfg` asks for. A datamodule of yours need not have the loader's settings."""
-    trainer = {key: cfg.trainer[key] for key in ("accelerator", "devices", "strategy", "precision")}
-    loader = {key: cfg.data[key] for key in _LOADER if key in cfg.data}
-    return Request(
-        **trainer,
-        **loader,
+    want = Request(
+        **{key: cfg.trainer[key] for key in TRAINER},
+        **{key: cfg.data[key] for key in LOADER if key in cfg.data},
         matmul_precision=cfg.matmul_precision,
         require_accelerator=cfg.require_accelerator,
-        in_memory=getattr(get_class(cfg.data._target_), "in_memory", False),
     )
-
-
-_LOADER = ("num_workers", "pin_memory", "persistent_workers")
+    datamodule = get_class(cfg.data._target_)  # imports PyTorch, so after the checks of names
+    return replace(want, in_memory=getattr(datamodule, "in_memory", False))
 
 
 def settle(cfg: DictConfig, choice: Choice) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
-    return OmegaConf.merge(  # type: ignore[return-value]
-        OmegaConf.create(OmegaConf.to_container(cfg)),
+    settled = OmegaConf.merge(
+        OmegaConf.create(OmegaConf.to_container(cfg)),  # without Hydra's guard against new keys
         {
-            "trainer": {k: answer[k] for k in ("accelerator", "devices", "strategy", "precision")},
-            "data": {key: answer[key] for key in _LOADER if key in cfg.data},
+            "trainer": {key: answer[key] for key in TRAINER},
+            "data": {key: answer[key] for key in LOADER if key in cfg.data},
             "matmul_precision": choice.matmul_precision,
             "device": {"name": choice.name, "reasons": choice.reasons},
         },
     )
+    assert isinstance(settled, DictConfig)
+    return settled
 
 
 def line(choice: Choice, cfg: DictConfig) -> str:
@@ -291,6 +290,5 @@ def line(choice: Choice, cfg: DictConfig) -> str:
     said = f"{choice.accelerator} ({choice.name}), {choice.precision}, {count}"
     if "batch_size" in cfg.data:
         accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
-        size = cfg.data.batch_size * choice.num_devices * accumulated
-        said += f", effective batch size {size}"
-    return f"{said}; {choice.reasons['accelerator']}"
+        said += f", effective batch size {cfg.data.batch_size * choice.num_devices * accumulated}"
+    return f"{said}: {choice.reasons['accelerator']}"

@@ -22,7 +22,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         rows = list(csv.DictReader(file))
     columns = [name for name in rows[0] if name.startswith(("train/", "val/"))] if rows else []
     # The loss first, the others by name.
-    names = sorted({name.partition("/")[2] for name in columns}, key=lambda name: (name != "loss", name))
+    names = sorted(
+        {name.partition("/")[2] for name in columns}, key=lambda name: (name != "loss", name)
+    )
     if not names:
         return
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")

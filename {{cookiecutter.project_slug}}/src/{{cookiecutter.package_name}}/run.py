@@ -84,7 +84,9 @@ class Run:
             used = Path(runs_dir).glob("*/checkpoints/*.ckpt")
             path = max(used, key=lambda file: file.stat().st_mtime, default=path).parent.parent
             if not path.name:
-                raise UserError(f"No run in {runs_dir} has a checkpoint: train, or say runs_dir=FOLDER.")
+                raise UserError(
+                    f"No run in {runs_dir} has a checkpoint: train, or say runs_dir=FOLDER."
+                )
         if path.is_file():
             in_run = path.parent.name == "checkpoints"
             return cls(path.parent.parent if in_run else path.parent), path
@@ -92,7 +94,9 @@ class Run:
         for checkpoint in (run.best, run.last):
             if checkpoint.is_file():
                 return run, checkpoint
-        raise UserError(f"There is no checkpoint in {path}: say run=FOLDER, run=FILE.ckpt or run=latest.")
+        raise UserError(
+            f"There is no checkpoint in {path}: say run=FOLDER, run=FILE.ckpt or run=latest."
+        )
 
     def results(self, cfg: DictConfig) -> dict[str, float] | None:
         """The metrics of the finished run, or None where there is still something to train.

@@ -4,7 +4,7 @@
     python -m <package>.train experiment=convnet        # another experiment
     python -m <package>.train model.width=512 optimizer.lr=0.001
     python -m <package>.train trainer.accelerator=cpu   # not on the GPU
-    python -m <package>.train debug=fast                # one batch of everything, to see that it runs
+    python -m <package>.train debug=fast                # one batch, to see that it runs
 
 The same command again continues an unfinished run, and shows a finished one.
 """
@@ -38,11 +38,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import torch
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder)})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         run.start(settled)
     else:
         logging.disable(logging.INFO)  # of several processes one speaks
@@ -61,14 +62,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if run.last.is_file():
         log.info(f"Going on from {run.last}")
     trainer.fit(task, datamodule, ckpt_path=run.last if run.last.is_file() else None)
-    # Lightning counts one more epoch when it tests a checkpoint of an earlier one: read it before.
-    trained = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     best = trainer.checkpoint_callback
+    if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
+        metrics[f"best {best.monitor}"] = float(best.best_model_score)
     ckpt_path = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
     (tested,) = trainer.test(task, datamodule, ckpt_path=ckpt_path, verbose=False)
-    if ckpt_path is not None:
-        trained[f"best {best.monitor}"] = float(best.best_model_score)
-    metrics = {**tested, **trained}
+    metrics |= tested
     if trainer.is_global_zero:
         run.finish(cfg, metrics)
     return metrics

@@ -6,8 +6,9 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from ..errors import UserError
 from .tensors import TensorBatches, take_batch
 
 
@@ -32,13 +33,19 @@ class DigitsDataModule(L.LightningDataModule):
         *,
         val_size: float = 0.15,
         test_size: float = 0.2,
-        split_seed: int = 0,
+        split_seed: int = 42,
         augment: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
         persistent_workers: bool = False,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size={batch_size} is too small: use 1 or more.")
+        if val_size <= 0 or test_size <= 0 or val_size + test_size >= 1:
+            raise UserError(
+                "data.val_size and data.test_size must be fractions that leave some to train on."
+            )
         self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size
@@ -69,31 +76,38 @@ class DigitsDataModule(L.LightningDataModule):
             stratify=digits[rest],
             random_state=self.split_seed,
         )
+        if self.batch_size > len(train):
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {len(train)} training samples."
+            )
         # MPS has no float64: everything leaves here as float32 and int64.
-        inputs = torch.as_tensor(pixels / 16, dtype=torch.float32).view(-1, *self.image_shape)
-        targets = torch.as_tensor(digits, dtype=torch.int64)
+        inputs = torch.from_numpy((pixels / 16).astype("float32")).view(-1, *self.image_shape)
+        targets = torch.from_numpy(digits.astype("int64"))
         for split, indices in (("train", train), ("val", val), ("test", test)):
             self.splits[split] = TensorBatches(inputs[indices], targets[indices])
 
     def train_dataloader(self) -> DataLoader[Any]:
         # A last batch of another size would cost MPS a new graph, and batch norm its statistics.
-        return self._loader(self.splits["train"], shuffle=True, drop_last=True)
+        return self._loader("train", shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.splits["val"])
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.splits["test"])
+        return self._loader("test")
 
-    def _loader(self, split: Dataset[Any], **order: bool) -> DataLoader[Any]:
+    def _loader(
+        self, split: str, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
         return DataLoader(
-            split,
+            self.splits[split],
             batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.persistent_workers,
             collate_fn=take_batch,
-            **order,
         )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:

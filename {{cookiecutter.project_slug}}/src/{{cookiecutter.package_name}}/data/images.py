@@ -29,9 +29,13 @@ def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
         return [f"{source.name}[{i}]" for i in range(len(array))], array
     if source.is_dir():
         # Only what Pillow has a reader for: a folder of images often holds a README too.
-        files = sorted(f for f in source.iterdir() if f.suffix.lower() in Image.registered_extensions())
+        files = sorted(
+            f for f in source.iterdir() if f.suffix.lower() in Image.registered_extensions()
+        )
         if not files:
-            raise UserError(f"There is no image in the folder {source}: say input=FILE or input=FOLDER.")
+            raise UserError(
+                f"There is no image in the folder {source}: say input=FILE or input=FOLDER."
+            )
     elif source.is_file():
         files = [source]
     else:
@@ -47,7 +51,9 @@ def _read_image(file: Path, shape: tuple[int, int, int]) -> Tensor:
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{file} cannot be read as an image: {error}.") from error
     # BOX averages what falls into a pixel, as the makers of the digits did.
-    pixels = np.asarray(grey_or_colour.resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    pixels = np.asarray(
+        grey_or_colour.resize((width, height), Image.Resampling.BOX), dtype=np.float32
+    )
     return torch.from_numpy(pixels / 255).view(height, width, channels).movedim(-1, 0)
 
 

@@ -1,6 +1,6 @@
 """A dataset of tensors in memory that is read a whole batch at a time.
 
-Fetching and collating sample by sample is most of a small job's time; one indexing per batch is not.
+Fetching and collating sample by sample is most of a small job's time; indexing once a batch is not.
 """
 
 from torch import Tensor
@@ -24,5 +24,5 @@ class TensorBatches(Dataset[tuple[Tensor, ...]]):
 
 
 def take_batch(batch: list[Tensor]) -> list[Tensor]:
-    """The collate_fn that goes with it: the batch is one already. A function, so that it pickles."""
+    """The collate_fn that goes with it; at module level, so that workers can pickle it."""
     return batch

@@ -1,18 +1,20 @@
 """Learning to tell classes apart: cross-entropy and accuracy."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-import lightning as L
+from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from ..checkpoint import load_task
+from ..errors import UserError
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(LightningModule):
     """
     Args:
         model: takes inputs (batch, ...) to logits (batch, num_classes).
@@ -66,22 +68,25 @@ class ClassificationTask(L.LightningModule):
         accuracy.update(logits, targets)
         if split == "test":
             self.confusion.update(logits, targets)
-        self.log(f"{split}/loss", loss, prog_bar=split != "train")
+        self.log(f"{split}/loss", loss, prog_bar=split != "train", sync_dist=split != "train")
         # An epoch's accuracy is computed once, at its end.
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
         build = self.scheduler["scheduler"]
         filled_in = {}
         if "steps_per_epoch" in build.keywords:  # OneCycleLR's; only the trainer knows it
-            steps = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+            steps = self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1)
             filled_in["steps_per_epoch"] = int(steps)
-        scheduler = build(optimizer, **filled_in)
+        try:
+            optimizer = self.optimizer(self.parameters())
+            scheduler = build(optimizer, **filled_in)
+        except (TypeError, ValueError) as error:  # of a value in their YAML
+            raise UserError(f"optimizer or scheduler: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {**self.scheduler, "scheduler": scheduler}}
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, **_: Any) -> Any:
+    def load_from_checkpoint(cls, checkpoint_path: Path) -> LightningModule:  # type: ignore[override]
         """The task of a checkpoint; the file has all that it is built from."""
         return load_task(checkpoint_path)

@@ -1,0 +1,111 @@
+"""The commands as they are typed, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import {{ cookiecutter.package_name }} as package
+
+
+def command(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"{package.__name__}.{module}", *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+        # Windows' consoles may not know the lines of Rich's tables.
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["data.batchsize=3"], "did you mean data.batch_size"),
+        (["modle=mlp"], "did you mean"),
+        (["model=mpl"], "did you mean mlp"),
+        (["data.batch_size=many"], "takes a value like 32, not 'many'"),
+        (["data.augment=3"], "takes a value like False, not 3"),
+        (["name=a=b"], "quote it"),
+        (["trainer.accelerator=abacus"], "none of auto, cpu"),
+        (["trainer.precision=31"], "none of auto, 32-true"),
+        (["+model.colour=red"], "colour"),
+        (["optimizer.lr=-1"], "Invalid learning rate"),
+        (["data.batch_size=0"], "data.batch_size=0"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(
+    tmp_path: Path, args: list[str], says: str
+) -> None:
+    done = command("train", *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "says"),
+    [
+        ("evaluate", [], "run is missing: add run="),
+        ("evaluate", ["run=nowhere"], "no checkpoint in nowhere"),
+        ("evaluate", ["run=latest"], "No run in runs has a checkpoint"),
+        ("predict", ["run=nowhere", "input=x.png"], "no checkpoint in nowhere"),
+    ],
+)
+def test_evaluate_and_predict_say_what_is_missing(
+    tmp_path: Path, module: str, args: list[str], says: str
+) -> None:
+    done = command(module, *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
+def test_help_lists_the_settings(tmp_path: Path, module: str) -> None:
+    done = command(module, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "accelerator: auto" in done.stdout
+
+
+def test_help_and_mistakes_do_not_wait_for_torch() -> None:
+    for module in ("train", "evaluate", "predict"):
+        code = (
+            f"import sys; import {package.__name__}.{module};"
+            "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_fallback_for_mps_is_set_before_torch_can_load() -> None:
+    code = (
+        f"import os, sys; import {package.__name__};"
+        "value = os.environ['PYTORCH_ENABLE_MPS_FALLBACK'];"
+        "sys.exit('torch' in sys.modules or value != sys.argv[1])"
+    )
+    for given, expected in ({}, "1"), ({"PYTORCH_ENABLE_MPS_FALLBACK": "0"}, "0"):
+        env = {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"}
+        run = [sys.executable, "-c", code, expected]
+        assert subprocess.run(run, env={**env, **given}, check=False).returncode == 0
+
+
+def test_the_whole_path_from_a_foreign_folder(tmp_path: Path) -> None:
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    trained = command("train", *short, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "effective batch size" in trained.stdout.splitlines()[0]
+    evaluated = command("evaluate", "run=latest", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    line = next(line for line in trained.stdout.splitlines() if "test/acc" in line)
+    assert line.split() in [out.split() for out in evaluated.stdout.splitlines()]
+    again = command("train", *short, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout

@@ -1,0 +1,24 @@
+"""Every YAML composes, alone and with its group; found by glob, so new ones are tested too."""
+
+import pytest
+from conftest import CONFIGS, compose_config, names
+from omegaconf import OmegaConf
+
+GROUPS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+CHOICES = [(group, name) for group in GROUPS for name in names(group) if group != "hydra"]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_of_every_group_composes_and_resolves(group: str, name: str) -> None:
+    OmegaConf.to_container(compose_config("train", f"{group}={name}"), resolve=True)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_the_other_commands_compose(name: str) -> None:
+    OmegaConf.to_container(compose_config(name, "run=latest"), resolve=True)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_yaml_says_how_to_use_it(group: str, name: str) -> None:
+    text = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("#")

@@ -1,0 +1,169 @@
+"""The policy, row by row, with faked probes; nothing here needs the hardware."""
+
+from typing import Any
+
+import pytest
+from conftest import PROBE, Compose
+
+from {{ cookiecutter.package_name }}.device import (
+    Choice,
+    Gpu,
+    Probe,
+    Request,
+    choose,
+    line,
+    request,
+    settle,
+)
+from {{ cookiecutter.package_name }}.errors import UserError
+
+CPU = Probe(system="Linux", cpu="EPYC", cores=16)
+SMALL = Probe(system="Linux", cpu="EPYC", cores=2)
+MAC = Probe(system="Darwin", cpu="arm", cores=8, mps="Apple M3")
+MAC_RUNNER = Probe(system="Darwin", cpu="arm", cores=3, missed="PyTorch reports MPS, but ...")
+WINDOWS = Probe(system="Windows", cpu="Intel64", cores=8, cuda=(Gpu("RTX 4090", (8, 9)),))
+H100 = Probe(system="Linux", cpu="EPYC", cores=16, cuda=(Gpu("H100", (9, 0)),))
+EIGHT = Probe(system="Linux", cpu="EPYC", cores=96, cuda=(Gpu("A100", (8, 0)),) * 8)
+T4 = Probe(system="Linux", cpu="Xeon", cores=4, cuda=(Gpu("T4", (7, 5)),))
+MIXED = Probe(system="Linux", cpu="Xeon", cores=4, cuda=(Gpu("A100", (8, 0)), Gpu("T4", (7, 5))))
+
+
+@pytest.mark.parametrize(
+    ("has", "accelerator", "devices", "precision", "matmul", "workers", "pinned"),
+    [
+        (MAC, "mps", 1, "32-true", "highest", 0, False),
+        (MAC_RUNNER, "cpu", 1, "32-true", "highest", 0, False),
+        (H100, "cuda", 1, "bf16-mixed", "high", 8, True),
+        (EIGHT, "cuda", 8, "bf16-mixed", "high", 8, True),
+        (T4, "cuda", 1, "16-mixed", "highest", 3, True),
+        (MIXED, "cuda", 2, "16-mixed", "highest", 3, True),
+        (WINDOWS, "cuda", 1, "bf16-mixed", "high", 0, True),
+        (CPU, "cpu", 1, "32-true", "highest", 8, False),
+        (SMALL, "cpu", 1, "32-true", "highest", 0, False),
+    ],
+)
+def test_auto_follows_from_what_is_there(
+    has: Probe,
+    accelerator: str,
+    devices: int,
+    precision: str,
+    matmul: str,
+    workers: int,
+    pinned: bool,
+) -> None:
+    choice = choose(Request(), has)
+    assert choice.accelerator == accelerator
+    assert choice.devices == devices
+    assert choice.precision == precision
+    assert choice.matmul_precision == matmul
+    assert choice.num_workers == workers
+    assert choice.pin_memory is pinned
+    assert choice.persistent_workers is (workers > 0)
+
+
+@pytest.mark.parametrize(
+    ("has", "asked"),
+    [
+        (H100, {"accelerator": "cpu"}),
+        (MAC, {"accelerator": "cpu"}),
+        (H100, {"precision": "32-true"}),
+        (MAC, {"precision": "bf16-mixed"}),
+        (MAC, {"precision": "16-mixed"}),
+        (CPU, {"precision": "64-true"}),
+        (CPU, {"devices": 2}),
+        (EIGHT, {"devices": 4}),
+        (EIGHT, {"devices": [0, 7]}),
+        (MAC, {"num_workers": 4}),
+        (H100, {"pin_memory": False}),
+        (CPU, {"persistent_workers": False}),
+        (CPU, {"matmul_precision": "medium"}),
+        (EIGHT, {"strategy": "ddp"}),
+    ],
+)
+def test_explicit_beats_auto(has: Probe, asked: dict[str, Any]) -> None:
+    choice = choose(Request(**asked), has)
+    for field, value in asked.items():
+        assert getattr(choice, field) == value
+        assert choice.reasons[field] == "asked for"
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "says"),
+    [
+        (CPU, {"accelerator": "cuda"}, "no cuda works here"),
+        (MAC, {"accelerator": "cuda"}, "no cuda works here"),
+        (CPU, {"accelerator": "gpu"}, "no gpu works here"),
+        (CPU, {"accelerator": "tpu"}, "none of auto"),
+        (MAC_RUNNER, {"accelerator": "mps"}, "PyTorch reports MPS"),
+        (CPU, {"precision": "16-mixed"}, "needs a GPU"),
+        (MAC, {"precision": "64-true"}, "impossible on MPS"),
+        (CPU, {"precision": "fp8"}, "none of auto"),
+        (MAC, {"devices": 2}, "has 1 mps"),
+        (EIGHT, {"devices": 9}, "has 8 cuda"),
+        (EIGHT, {"devices": [8]}, "has 8 cuda"),
+        (EIGHT, {"devices": []}, "has 8 cuda"),
+        (CPU, {"devices": 0}, "impossible"),
+        (CPU, {"devices": "many"}, "impossible"),
+        (MAC, {"strategy": "ddp"}, "does not run on MPS"),
+        (CPU, {"strategy": "fsdp"}, "needs CUDA"),
+        (WINDOWS, {"strategy": "ddp"}, "NCCL"),
+        (CPU, {"num_workers": -1}, "neither auto nor 0"),
+        (CPU, {"require_accelerator": "cuda"}, "but this is cpu"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_sentence(
+    has: Probe, asked: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as refused:
+        choose(Request(**asked), has)
+    assert "\n" not in str(refused.value)
+
+
+def test_gpu_means_the_one_that_is_there() -> None:
+    assert choose(Request(accelerator="gpu"), MAC).accelerator == "mps"
+    assert choose(Request(accelerator="gpu"), H100).accelerator == "cuda"
+
+
+def test_data_in_memory_takes_no_workers() -> None:
+    assert choose(Request(in_memory=True), H100).num_workers == 0
+
+
+def test_no_workers_cannot_be_persistent() -> None:
+    choice = choose(Request(num_workers=0, persistent_workers=True), CPU)
+    assert choice.persistent_workers is False
+
+
+def test_short_names_of_precisions_are_understood() -> None:
+    assert choose(Request(precision=32), H100).precision == "32-true"
+    assert choose(Request(precision="bf16"), CPU).precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("has", [CPU, MAC, H100, EIGHT, T4, WINDOWS, MAC_RUNNER])
+def test_every_answer_has_its_reason(has: Probe) -> None:
+    choice = choose(Request(), has)
+    fields = set(Choice.__dataclass_fields__) - {"name", "reasons"}
+    assert set(choice.reasons) == fields
+    assert all(choice.reasons.values())
+
+
+def test_the_line_names_device_precision_count_and_effective_batch_size(config: Compose) -> None:
+    cfg = config("data.batch_size=16", "trainer.accumulate_grad_batches=2")
+    said = line(choose(Request(), EIGHT), cfg)
+    assert said == (
+        "cuda (A100), bf16-mixed, 8 devices, effective batch size 256: auto, since cuda works here"
+    )
+
+
+def test_a_missed_gpu_is_named_in_the_line(config: Compose) -> None:
+    has = Probe("Linux", "EPYC", 4, missed="nvidia-smi is here, but this PyTorch has no CUDA")
+    assert "no GPU works here (nvidia-smi is here" in line(choose(Request(), has), config())
+
+
+def test_the_settled_config_has_no_auto_left(config: Compose) -> None:
+    cfg = config()
+    settled = settle(cfg, choose(request(cfg), PROBE))
+    assert "auto" not in {
+        str(settled.trainer[key]) for key in ("accelerator", "devices", "precision")
+    }
+    assert "auto" not in {str(value) for value in settled.data.values()}
+    assert cfg.trainer.accelerator == "auto"  # the request itself is untouched

@@ -1,0 +1,52 @@
+"""What is installed is the wheel, so the wheel is what must work."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS
+
+import {{ cookiecutter.package_name }} as package
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed, apart from these sources."""
+    target = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    build = ["--no-deps", "--no-build-isolation", "--target", str(target), str(ROOT)]
+    subprocess.run([*pip, *build], check=True, stdin=subprocess.DEVNULL)
+    return target
+
+
+def test_the_wheel_has_every_config_and_source(installed: Path) -> None:
+    sources = Path(package.__file__).parent
+    ours = {path.relative_to(sources) for path in sources.rglob("*.*") if path.suffix != ".pyc"}
+    shipped = installed / package.__name__
+    theirs = {path.relative_to(shipped) for path in shipped.rglob("*.*") if path.suffix != ".pyc"}
+    assert theirs == ours
+    assert CONFIGS.relative_to(sources) / "train.yaml" in theirs
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_its_console_scripts_run_from_a_foreign_folder(
+    installed: Path, name: str, tmp_path: Path
+) -> None:
+    scripts = installed / Path(sysconfig.get_path("scripts")).name
+    (script,) = scripts.glob(f"*-{name}*")
+    done = subprocess.run(
+        [script, "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model: convnet, mlp" in done.stdout

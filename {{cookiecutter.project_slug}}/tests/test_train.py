@@ -1,0 +1,168 @@
+"""Every experiment trains on every device here; a run is continued, and not repeated."""
+
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose, names
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from {{ cookiecutter.package_name }} import run
+from {{ cookiecutter.package_name }}.errors import UserError
+from {{ cookiecutter.package_name }}.run import Run
+from {{ cookiecutter.package_name }}.tasks.classification import (
+    ClassificationTask,
+)
+from {{ cookiecutter.package_name }}.train import train
+
+
+@pytest.mark.parametrize("experiment", ["default", *names("experiment")])
+def test_every_experiment_runs_on_every_device(
+    config: Compose, experiment: str, accelerator: str
+) -> None:
+    chosen = [] if experiment == "default" else [f"experiment={experiment}"]
+    metrics = train(config(*chosen, "debug=fast", f"trainer.accelerator={accelerator}"))
+    assert metrics["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group}={name}"
+        for group in ("model", "data", "task", "optimizer", "scheduler")
+        for name in names(group)
+    ],
+)
+def test_every_part_trains_and_learns_something(config: Compose, choice: str) -> None:
+    short = ("trainer.max_epochs=2", "trainer.limit_train_batches=8")
+    metrics = train(config(choice, *short, "callbacks=best"))
+    assert metrics["epochs"] == 2
+    assert torch.isfinite(torch.tensor(metrics["test/loss"]))
+
+
+@pytest.mark.parametrize("debug", names("debug"))
+def test_every_debug_preset_runs_again_each_time(config: Compose, debug: str) -> None:
+    preset = config(f"debug={debug}")
+    preset.trainer.max_epochs = min(preset.trainer.max_epochs, 2)
+    first = Run.of(preset).folder
+    train(preset)
+    assert first.is_dir()
+    assert Run.of(preset).folder != first
+
+
+def test_a_run_leaves_everything_in_its_folder(finished: tuple[Run, dict[str, float]]) -> None:
+    run, metrics = finished
+    there = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.*")}
+    assert there >= {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "confusion.png",
+        "curves.png",
+        "log.txt",
+        "metrics.csv",
+        "metrics.json",
+    }
+    saved = json.loads(run.metrics.read_text(encoding="utf-8"))
+    assert {key: saved[key] for key in metrics} == metrics
+    assert metrics["test/acc"] > 0.8
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(
+    config: Compose, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config("trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    first = train(cfg)
+    monkeypatch.setattr("lightning.Trainer.fit", None)
+    with caplog.at_level(logging.INFO):
+        again = train(cfg)
+    assert "is finished" in caplog.text
+    assert {key: again[key] for key in first} == first
+
+
+def test_the_same_command_continues_an_unfinished_run(
+    config: Compose, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(task: Any) -> None:
+        if task.current_epoch == 2:
+            raise ConnectionAbortedError
+
+    cfg = config("trainer.max_epochs=4")
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassificationTask, "on_train_epoch_start", power_cut)
+        with pytest.raises(ConnectionAbortedError):
+            train(cfg)
+    with caplog.at_level(logging.INFO):
+        metrics = train(cfg)
+    assert "Going on from" in caplog.text
+    assert metrics["epochs"] == 4
+    with (Run.of(cfg).folder / "metrics.csv").open(newline="") as file:
+        validated = [row["epoch"] for row in csv.DictReader(file) if row["val/loss"]]
+    assert validated == ["0", "1", "2", "3"]
+
+
+def test_more_epochs_continue_a_finished_run_and_fewer_are_refused(config: Compose) -> None:
+    def asked(epochs: int) -> Any:
+        return config(f"trainer.max_epochs={epochs}", "scheduler=constant")
+
+    train(asked(2))
+    assert train(asked(3))["epochs"] == 3
+    assert Run.of(asked(3)).folder == Run.of(asked(2)).folder
+    with pytest.raises(UserError, match="resume=never"):
+        train(asked(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("trainer.accelerator=cpu", True),
+        ("data.num_workers=1", True),
+        ("logger=tensorboard", True),
+        ("callbacks=best", False),
+        ("seed=1", False),
+        ("optimizer.lr=0.5", False),
+        ("data.batch_size=8", False),
+        ("trainer.precision=bf16-mixed", False),
+    ],
+)
+def test_only_what_decides_the_weights_decides_the_folder(
+    config: Compose, change: str, same: bool
+) -> None:
+    assert (Run.of(config(change)).folder == Run.of(config()).folder) is same
+
+
+def test_a_change_of_code_makes_a_new_run(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Run.of(config()).folder
+    edited = tmp_path / "package"
+    shutil.copytree(Path(run.__file__).parent, edited)
+    monkeypatch.setattr(run, "__file__", str(edited / "run.py"))
+    assert Run.of(config()).folder == before
+    (edited / "models" / "new.py").write_text("x = 1")
+    assert Run.of(config()).folder != before
+
+
+def test_training_makes_no_float64(config: Compose) -> None:
+    """MPS has none; a whole run on the CPU shows it, optimizer and metrics included."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_flatten(out)[0]:
+                if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+                    made.add(str(func))
+            return out
+
+    made: set[str] = set()
+    with Recorder():
+        train(config("debug=limit", "callbacks=best"))
+    assert not made
