@@ -6,7 +6,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
 # Pins what every pip below installs, in the generated project's Makefile and in the tests too.
 # As a URL, because pip splits this variable at spaces.
-export PIP_CONSTRAINT := $(shell $(PYTHON) -c "import pathlib; print(pathlib.Path('constraints.txt').resolve().as_uri())")
+export PIP_CONSTRAINT := $(shell $(PYTHON) -c "import pathlib; print(pathlib.Path('constraints.txt').resolve().as_uri())" 2>/dev/null)
 
 CHECK_PYTHON = @$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else 'This needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)')"
 
@@ -15,6 +15,7 @@ CHECK_PYTHON = @$(PYTHON) -c "import sys; sys.exit(None if (3, 11) <= sys.versio
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
+# With the Python of here, whatever the project's .python-version says to pyenv.
 demo: .venv-demo/.installed ## a project with the default answers, trained: DEST=demo is the folder
 	@if test -e "$(PROJECT)"; then \
 	  echo "$(PROJECT) is already there and stays as it is."; \
@@ -22,7 +23,7 @@ demo: .venv-demo/.installed ## a project with the default answers, trained: DEST
 	  .venv-demo/$(BIN)/python -m cookiecutter . --no-input --default-config --output-dir "$(DEST)"; \
 	fi
 	@echo "Installing PyTorch and training; the first time takes minutes."
-	@$(MAKE) --no-print-directory -C "$(PROJECT)" train
+	@$(MAKE) --no-print-directory -C "$(PROJECT)" PYTHON="$$($(PYTHON) -c 'import sys; print(sys.executable)')" train
 	@cd "$(PROJECT)" && run="$$PWD/$$(dirname "$$(ls -t runs/*/metrics.json | head -n 1)")" && \
 	printf '%s\n' '' \
 	  "The project is in $$PWD" \

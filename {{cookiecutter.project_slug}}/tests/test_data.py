@@ -4,10 +4,11 @@ import pickle
 
 import pytest
 import torch
-from conftest import Compose, names
+from conftest import PROBE, Compose, names
 from hydra.utils import instantiate
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shift
+from {{ cookiecutter.package_name }}.device import choose, request, settle
 from {{ cookiecutter.package_name }}.errors import UserError
 
 
@@ -20,8 +21,8 @@ def digits() -> DigitsDataModule:
 
 @pytest.mark.parametrize("name", names("data"))
 def test_every_datamodule_gives_float32_and_pickles(config: Compose, name: str) -> None:
-    loader = {"pin_memory": False, "persistent_workers": False}
-    datamodule = instantiate(config(f"data={name}").data, num_workers=0, **loader)
+    cfg = config(f"data={name}")
+    datamodule = instantiate(settle(cfg, choose(request(cfg), PROBE)).data)
     datamodule.setup("fit")
     for dataloader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
         for tensor in next(iter(dataloader)):

@@ -39,10 +39,11 @@ def test_its_console_scripts_run_from_a_foreign_folder(
 ) -> None:
     scripts = installed / Path(sysconfig.get_path("scripts")).name
     (script,) = scripts.glob(f"*-{name}*")
+    paths = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [script, "--help"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -35,7 +35,7 @@ def test_every_experiment_runs_on_every_device(
     "choice",
     [
         f"{group}={name}"
-        for group in ("model", "data", "task", "optimizer", "scheduler")
+        for group in ("model", "task", "optimizer", "scheduler")
         for name in names(group)
     ],
 )

@@ -43,6 +43,8 @@ QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
     r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
     r"The '\w+_dataloader' does not have many workers",  # device.py has chosen how many
+    r"GPU available but not used",  # it was asked not to be
+    r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
 )
 
 

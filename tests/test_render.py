@@ -1,0 +1,117 @@
+"""What the template writes, whatever is answered: files that parse, lint clean, and no leftovers."""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TEMPLATE, bake, run
+
+SOURCE = TEMPLATE / "{{cookiecutter.project_slug}}"
+LONG = "Abcdefghij Klmnopqrst Uvwxyzab"  # 30 letters, and so a package of 30
+OPTIONS = {
+    "default": {},
+    "short": {"project_name": "Abc"},
+    "long": {"project_name": LONG},
+    "longest": {"project_name": "x" * 50},
+    "quotes": {
+        "description": """It's "a" \\ <b>_test_</b> # & ${x}: ü""",
+        "author_name": 'A "B" \\',
+    },
+    "no_actions": {"github_actions": "no"},
+    "Apache-2.0": {"license": "Apache-2.0"},
+    "BSD-3-Clause": {"license": "BSD-3-Clause"},
+    "Proprietary": {"license": "Proprietary", "author_email": "a@example.org"},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bake(tmp_path_factory.mktemp("rendered"), **OPTIONS[request.param])
+
+
+def files(project: Path, *patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in project.rglob(pattern) if path.is_file()]
+
+
+def test_every_file_parses(rendered: Path) -> None:
+    for path in files(rendered, "*.py"):
+        ast.parse(path.read_text(encoding="utf-8"))
+    for path in files(rendered, "*.toml"):
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    for path in files(rendered, "*.yaml", "*.yml"):
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_nothing_of_the_template_is_left(rendered: Path) -> None:
+    for path in files(rendered, "*"):
+        text = path.read_text(encoding="utf-8")
+        assert "cookiecutter" not in text.lower()
+        assert not re.search(r"(?<!\$)\{\{|\{%|\{#", text), path
+        assert "\r" not in text
+        assert text == "" or text.endswith("\n")
+        assert not text.endswith("\n\n")
+
+
+def test_lint_and_format_are_clean(rendered: Path) -> None:
+    for check in (["check"], ["format", "--check", "--diff"]):
+        done = run(sys.executable, "-m", "ruff", *check, "--no-cache", ".", cwd=rendered)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_metadata_hold_the_answers(rendered: Path, request: pytest.FixtureRequest) -> None:
+    answers = OPTIONS[request.node.callspec.params["rendered"]]
+    project = tomllib.loads((rendered / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == rendered.name
+    if "description" in answers:
+        assert project["description"] == answers["description"]
+        assert project["authors"] == [{"name": answers["author_name"]}]
+    if "author_email" in answers:
+        assert project["authors"][0]["email"] == answers["author_email"]
+    spdx = answers.get("license", "MIT").replace("Proprietary", "LicenseRef-Proprietary")
+    assert project["license"] == spdx
+
+
+def test_unselected_files_are_gone(rendered: Path, request: pytest.FixtureRequest) -> None:
+    wanted = request.node.callspec.params["rendered"] != "no_actions"
+    assert (rendered / ".github").exists() is wanted
+    assert ("GitHub runs" in (rendered / "README.md").read_text(encoding="utf-8")) is wanted
+
+
+def test_sources_hold_no_jinja_so_they_are_linted_as_they_are() -> None:
+    for path in (SOURCE / "src").rglob("*.py"):
+        assert not re.search(r"\{\{|\{%|\{#", path.read_text(encoding="utf-8")), path
+
+
+def test_configs_are_valid_yaml_before_they_are_rendered() -> None:
+    for path in (SOURCE / "src").rglob("*.yaml"):
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_pre_commit_and_the_metadata_name_one_ruff() -> None:
+    hooks = yaml.safe_load((SOURCE / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    pinned = {
+        dependency
+        for repo in hooks["repos"]
+        for hook in repo["hooks"]
+        for dependency in hook.get("additional_dependencies", [])
+        if dependency.startswith("ruff")
+    }
+    (ruff,) = pinned
+    assert f'"{ruff}"' in (SOURCE / "pyproject.toml").read_text(encoding="utf-8")
+    assert ruff in (TEMPLATE / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_no_lightning_of_the_stolen_release_can_be_installed() -> None:
+    assert '"lightning>=2.6.6,<3"' in (SOURCE / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_there_are_at_most_ten_questions_each_with_a_human_prompt() -> None:
+    context = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    questions = [key for key in context if not key.startswith("_")]
+    assert len(questions) <= 10
+    assert set(questions) == set(context["__prompts__"])
