@@ -7,10 +7,10 @@ question. So this file is valid Python as it stands: Jinja only inside one strin
 import json
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 ANSWERS = r"""{{ cookiecutter | tojson }}"""
 
@@ -22,25 +22,22 @@ Created {slug}. Next:
   make test     check that everything works
 """
 
-INTEL_PYTHON = """\
-This is an Intel Python on an Apple Silicon Mac: it cannot use the GPU, and PyTorch 2.3 or newer does
-not install. Run cookiecutter again with an Arm Python, from any one of these:
-  uv          uvx --python cpython-3.12-macos-aarch64 cookiecutter ...
-  python.org  the "macOS 64-bit universal2 installer", in a Terminal without "Open using Rosetta"
-  conda       Miniforge for Apple Silicon, or CONDA_SUBDIR=osx-arm64 conda create -n arm python=3.12
-To generate the project anyway, add _allow_intel_python=yes to the command."""
-
-INTEL_MAC = """\
-Note: this looks like an Intel Mac. PyTorch 2.3 or newer has no build for it: the project can be
-generated and edited here, and trains on another machine."""
-
-WRONG_PROCESSOR = """\
-Note: Lightning will not find the GPU, because platform.processor() says {processor!a} instead of 'arm'.
-Use a Python from uv (uv python install 3.12) or from python.org."""
-
-OLD_MACOS = """\
-Note: this is macOS {macos}. PyTorch 2.12 or newer needs macOS 14: update macOS to train here."""
-
+INTEL_PYTHON = (
+    "This is an Intel Python on an Apple Silicon Mac, which cannot use the GPU or install PyTorch 2.3"
+    " and newer: run cookiecutter with an arm64 Python, such as uv's (uvx --python"
+    " cpython-3.12-macos-aarch64 cookiecutter ...), python.org's universal2 installer (in a Terminal"
+    " without Rosetta) or Miniforge's for arm64 (CONDA_SUBDIR=osx-arm64 conda create ...), or add"
+    " _allow_intel_python=yes to generate the project anyway."
+)
+INTEL_MAC = (
+    "Note: this looks like an Intel Mac, for which PyTorch has no build after 2.2.2: the project can be"
+    " generated and edited here, and trains on another machine."
+)
+WRONG_PROCESSOR = (
+    "Note: Lightning will not find the GPU, because platform.processor() says {processor!a} and not"
+    " 'arm': use a Python from uv (uv python install 3.12) or from python.org."
+)
+OLD_MACOS = "Note: this is macOS {macos}, and PyTorch 2.12 or newer needs macOS 14: update macOS to train here."
 NATIVE = "Arm Python on Apple Silicon: PyTorch can use the GPU."
 
 
@@ -112,10 +109,17 @@ def judge(found: Probe) -> Verdict:
 
 
 def delete_unselected(answers: dict) -> None:
-    wanted = {".github": answers["github_actions"]}
-    for path, keep in wanted.items():
-        if not keep:
-            shutil.rmtree(path)
+    """Delete the template's own files only: beside them may stand what a person added later."""
+    unselected = {
+        "github_actions": [".github/workflows/ci.yml", ".github/dependabot.yml"],
+    }
+    for question, paths in unselected.items():
+        if not answers[question]:
+            for path in map(Path, paths):
+                path.unlink(missing_ok=True)
+                for folder in path.parents[:-1]:
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
 
 
 def say(text: str) -> None:

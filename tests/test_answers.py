@@ -201,7 +201,8 @@ def test_unselected_files_are_deleted_and_the_next_steps_are_ascii(template, tmp
 
 def test_workflows_are_copied_as_they_are(template, tmp_path):
     bake(template, tmp_path)
-    workflow = tmp_path / "out" / "my-lightning-project" / ".github" / "ci.yml"
+    project = tmp_path / "out" / "my-lightning-project"
+    workflow = project / ".github" / "workflows" / "ci.yml"
     assert workflow.read_bytes() == b"echo: ${{ github.ref }}\n"
 
 
@@ -291,3 +292,12 @@ def test_derived_names_are_good_or_the_slug_is_empty(name):
 def test_an_accepted_address_is_one_that_packaging_accepts(address):
     if not extension.fault(address, extension.RULES["author_email"]):
         email.headerregistry.Address(display_name='A "B", C', addr_spec=address)
+
+
+def test_a_second_bake_without_actions_keeps_workflows_that_a_person_added(template, tmp_path):
+    bake(template, tmp_path)
+    workflows = tmp_path / "out" / "my-lightning-project" / ".github" / "workflows"
+    (workflows / "mine.yml").write_text("mine")
+    done = bake(template, tmp_path, "--overwrite-if-exists", "github_actions=no")
+    assert done.returncode == 0, done.stdout
+    assert [path.name for path in workflows.iterdir()] == ["mine.yml"]

@@ -85,7 +85,7 @@ def fake_machine(place, probe, sysctl: str) -> dict:
 def assert_refused(done, place) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("This is an Intel Python on an Apple Silicon Mac")
-    assert done.stdout.count("Intel Python") == 1 and "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) == 1
     assert "_allow_intel_python=yes" in done.stdout
     assert created(place) == []
 

@@ -35,12 +35,13 @@ def load(path: str):
 
 def make_template(folder: Path) -> Path:
     project = folder / PROJECT
-    (project / ".github").mkdir(parents=True)
+    workflows = project / ".github" / "workflows"
+    workflows.mkdir(parents=True)
     for name in ("cookiecutter.json", "local_extensions.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "hooks", folder / "hooks")
     shutil.copy(ROOT / PROJECT / "LICENSE", project)
-    (project / ".github" / "ci.yml").write_bytes(b"echo: ${{ github.ref }}\n")
+    (workflows / "ci.yml").write_bytes(b"echo: ${{ github.ref }}\n")
     literals = {field: f"{{{{ cookiecutter.{field} | quoted }}}}" for field in TEXTS}
     (project / "a.toml").write_text("".join(f"{f} = {v}\n" for f, v in literals.items()))
     (project / "a.yaml").write_text("".join(f"{f}: {v}\n" for f, v in literals.items()))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
+    missing = [name for name in ("wandb", "mlflow", "comet_ml") if not find_spec(name)]
+    if not missing:
+        pytest.skip("every logger is installed here")
+    done = command("train", f"logger={missing[0].removesuffix('_ml')}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "install" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -22,3 +22,8 @@ def test_the_other_commands_compose(name: str) -> None:
 def test_every_yaml_says_how_to_use_it(group: str, name: str) -> None:
     text = (CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("#")
+
+
+@pytest.mark.parametrize("name", names("logger"))
+def test_every_logger_writes_metrics_csv_too(name: str) -> None:
+    assert "csv" in compose_config("train", f"logger={name}").logger

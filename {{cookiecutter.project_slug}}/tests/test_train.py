@@ -74,6 +74,17 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Run, dict[str, fl
     assert metrics["test/acc"] > 0.8
 
 
+def test_tensorboard_goes_on_with_a_run(config: Compose) -> None:
+    def asked(epochs: int) -> Any:
+        short = ("trainer.limit_train_batches=2", "scheduler=constant", "callbacks=best")
+        return config("logger=tensorboard", f"trainer.max_epochs={epochs}", *short)
+
+    train(asked(1))
+    train(asked(2))
+    events = Run.of(asked(2)).folder.glob("tensorboard/events.out.tfevents.*")
+    assert len(list(events)) >= 2
+
+
 def test_a_finished_run_is_shown_and_not_trained_again(
     config: Compose, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

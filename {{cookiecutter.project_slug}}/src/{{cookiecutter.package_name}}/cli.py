@@ -100,7 +100,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's: importing it is slow
+    # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.
+    if type(error).__name__ in ("MisconfigurationException", "UsageError"):
         return _one_line(error)
     if "out of memory" in str(error):
         return (

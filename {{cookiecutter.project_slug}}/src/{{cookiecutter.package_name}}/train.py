@@ -39,16 +39,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder)})  # type: ignore[assignment]
+    cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        run.start(settled)
-    else:
-        logging.disable(logging.INFO)  # of several processes one speaks
-    log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
-
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(choice.matmul_precision)
     datamodule = instantiate(settled.data)
@@ -59,9 +52,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
 
-    if run.last.is_file():
-        log.info(f"Going on from {run.last}")
-    trainer.fit(task, datamodule, ckpt_path=run.last if run.last.is_file() else None)
+    if trainer.is_global_zero:
+        run.start(settled)
+    else:
+        logging.disable(logging.INFO)  # of several processes one speaks
+    log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
+    last = run.last if run.last.is_file() else None
+    if last is not None:
+        log.info(f"Going on from {last}")
+    trainer.fit(task, datamodule, ckpt_path=last)
+
     metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     best = trainer.checkpoint_callback
     if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
