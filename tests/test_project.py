@@ -130,6 +130,19 @@ def test_what_the_readme_adds_trains_and_is_tested_by_itself(tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout
 
 
+def test_a_bug_in_a_model_keeps_its_traceback(tmp_path: Path) -> None:
+    """Only a user's mistake becomes a sentence; a developer's shows where it is."""
+    buggy = bake(tmp_path / "buggy")
+    source = buggy / "src" / PACKAGE / "models" / "mlp.py"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("super().__init__()", "super().__init__(); 1 + '1'"))
+    here = {"PYTHONPATH": str(buggy / "src")}
+    done = run(sys.executable, "-m", f"{PACKAGE}.train", cwd=tmp_path, **here)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "mlp.py" in done.stderr
+
+
 @pytest.mark.slow
 def test_make_makes_a_working_environment_from_nothing(tmp_path: Path) -> None:
     """`make setup train test lint`, with nothing but the pinned versions of constraints.txt."""

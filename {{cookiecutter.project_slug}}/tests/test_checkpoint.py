@@ -10,6 +10,7 @@ import torch
 from conftest import compose_config
 from PIL import Image
 
+import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.checkpoint import load_run, load_task
 from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.evaluate import evaluate
@@ -161,6 +162,42 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(
         path.write_bytes(content)
     with pytest.raises(UserError, match="not a whole checkpoint"):
         load_task(path)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.os.system",
+        "torch.hub.load",
+        "torch.load",
+        "torch.nn.modules.module.torch.os.system",
+        f"{package.__name__}.cli.os.system",
+        f"{package.__name__}.data.images.Path.touch",
+        f"{package.__name__}.run.write_json",
+    ],
+)
+def test_a_strangers_config_runs_no_code(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    checkpoint = torch.load(finished[0].best, map_location="cpu", weights_only=True)
+    checkpoint["hyper_parameters"]["task"]["model"] = {"_target_": target, "_args_": ["echo no"]}
+    torch.save(checkpoint, tmp_path / "strange.ckpt")
+    monkeypatch.setattr("os.system", lambda command: pytest.fail("it ran"))
+    with pytest.raises(UserError, match="not trusted"):
+        load_task(tmp_path / "strange.ckpt")
+
+
+def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "harm",)
+
+    torch.save({"state_dict": {}, "hyper_parameters": Harm()}, tmp_path / "strange.ckpt")
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        load_task(tmp_path / "strange.ckpt")
+    assert not (tmp_path / "harm").exists()
 
 
 def test_a_folder_without_a_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:

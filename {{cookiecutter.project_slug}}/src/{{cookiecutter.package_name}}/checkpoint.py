@@ -2,23 +2,33 @@
 
 It holds tensors and plain data only, so that `weights_only=True` loads it. Under `hyper_parameters`
 stands the whole resolved config as it was asked for: what was `auto` then is decided again here.
+A file from a stranger runs no code: it is not unpickled, and its config can only name what `build`
+trusts.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from lightning import LightningModule, Trainer
+from hydra.utils import get_object, instantiate
+from lightning import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch.optim.lr_scheduler import LRScheduler
 
 from . import device
 from .errors import UserError
 from .run import Run
 
 log = logging.getLogger(__name__)
+
+# What a checkpoint's config may name: anything in our models, tasks and data, and of these packages
+# the classes of these kinds (a LightningModule and a metric are Modules).
+OURS = tuple(f"{__package__}.{folder}." for folder in ("models", "tasks", "data"))
+TRUSTED = (*OURS, "torch.", "torchmetrics.", "lightning.")
+KINDS = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, LightningDataModule)
 
 
 def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
@@ -35,10 +45,46 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
         raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
 
 
+def build(config: DictConfig) -> Any:
+    """Instantiate what a checkpoint's config describes.
+
+    Raises:
+        UserError: a `_target_` in it is not of a trusted place and kind.
+    """
+    for target in _targets(OmegaConf.to_container(config)):
+        if not _trusted(target):
+            raise UserError(
+                f"This checkpoint wants to run {target}, which is not trusted: if you trust it, add"
+                f" its package to TRUSTED or its class to KINDS in {Path(__file__).name}."
+            )
+    return instantiate(config)
+
+
+def _targets(config: Any) -> Iterator[str]:
+    """Every `_target_` at any depth."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield str(config["_target_"])
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _targets(value)
+
+
+def _trusted(target: str) -> bool:
+    # By name before it is imported, by what it is after: torch.os.system begins with torch, too.
+    if not target.startswith(TRUSTED):
+        return False
+    named = get_object(target)
+    if not getattr(named, "__module__", "").startswith(TRUSTED):
+        return False
+    return target.startswith(OURS) or (isinstance(named, type) and issubclass(named, KINDS))
+
+
 def load_task(path: Path) -> LightningModule:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode."""
     checkpoint, config = read(path)
-    task: LightningModule = instantiate(config.task)
+    task: LightningModule = build(config.task)
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 
@@ -55,7 +101,7 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     _, path = Run.find(run, runs_dir)
     _, trained = read(path)
     choice = device.choose(device.Request(), device.probe())
-    return load_task(path), instantiate(device.settle(trained, choice).data)
+    return load_task(path), build(device.settle(trained, choice).data)
 
 
 def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, LightningModule, Any]:
@@ -81,4 +127,4 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     torch.set_float32_matmul_precision(choice.matmul_precision)
     callbacks = list(instantiate(settled.callbacks).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)
-    return trainer, load_task(path), instantiate(settled.data)
+    return trainer, load_task(path), build(settled.data)

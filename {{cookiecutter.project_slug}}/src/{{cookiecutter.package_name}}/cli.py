@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -34,9 +35,6 @@ from .errors import UserError
 log = logging.getLogger(__name__)
 
 CONFIGS = f"{__package__}.configs"
-GROUPS = {
-    folder.name for folder in (Path(__file__).parent / "configs").iterdir() if folder.is_dir()
-}
 
 # Warnings that tell a user nothing to do.
 QUIET = (
@@ -86,6 +84,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case InstantiationException(__cause__=UserError() as cause):
             return str(cause)
         case InstantiationException(__cause__=TypeError() | ValueError() | ImportError() as cause):
+            if _raised_by_our_code(cause):
+                return None
             where = re.search(r"full_key: (\S+)", str(error))
             return f"{where[1] if where else 'config'}: {_one_line(cause)}"
         case OverrideParseException():
@@ -95,7 +95,7 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return f"{error.full_key} is missing: add {error.full_key}=... to the command."
         case HydraException() | OmegaConfBaseException():
             if refused := re.search(r"ould not override '([^'@]+)", str(error)):
-                key, known = refused[1], [*GROUPS, *_keys(defaults(config_name))]
+                key, known = refused[1], [*groups(), *_keys(defaults(config_name))]
                 return f"There is no setting '{key}'{did_you_mean(key, known)} +{key}=... adds it."
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
@@ -118,6 +118,13 @@ def show(metrics: Mapping[str, Any]) -> None:
         log.info(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
 
 
+@functools.cache
+def groups() -> frozenset[str]:
+    """The config groups: the folders in configs/."""
+    configs = Path(__file__).parent / "configs"
+    return frozenset(folder.name for folder in configs.iterdir() if folder.is_dir())
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, sorted(set(known)), n=2)
     return f": did you mean {' or '.join(close)}?" if close else "."
@@ -128,7 +135,7 @@ def check_types(overrides: Iterable[str], config_name: str) -> None:
     values = [
         override
         for override in OverridesParser.create().parse_overrides(list(overrides))
-        if override.key_or_group not in GROUPS and not (override.is_add() or override.is_delete())
+        if override.key_or_group not in groups() and not (override.is_add() or override.is_delete())
     ]
     if not values:
         return
@@ -141,11 +148,17 @@ def check_types(overrides: Iterable[str], config_name: str) -> None:
 
 def defaults(config_name: str) -> DictConfig:
     """The config with the groups of this command line (`model=...`) and none of its values."""
-    lines = [arg for arg in sys.argv[1:] if arg.partition("=")[0] in GROUPS]
+    lines = [arg for arg in sys.argv[1:] if arg.partition("=")[0] in groups()]
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, lines)
     with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
         return hydra.compose(config_name, lines)
+
+
+def _raised_by_our_code(error: BaseException) -> bool:
+    """Whether a constructor of this package failed, and not the call of it or what it calls."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(innermost).is_relative_to(Path(__file__).parent)
 
 
 def _same_kind(old: Any, new: Any) -> bool:

@@ -1,8 +1,8 @@
 """A run is a function of (code, config, seed, data); its folder is named after them.
 
 The same command with the same code finds its folder again, in every process and on every machine,
-because no clock and no counter is in the name. Nothing here imports torch: a finished run shows its
-results at once.
+because there is no clock in the name. Nothing here imports torch, so that a run that is not there
+is said at once.
 """
 
 import hashlib
@@ -16,26 +16,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
 
-# What decides the weights, of the config. Everything else says where and how to write.
-DECIDES = ("seed", "data", "task", "trainer", "callbacks")
-# What, of that, does not: the device and its loader, how long to train, what is shown meanwhile.
+# Of the config, what decides the weights, or which of them are kept. The task has its model,
+# optimizer and scheduler in it.
+DECIDES = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision")
+# Of that again, what does not: the device and its loader, how long to train, what is shown.
 HOW_LONG = ("max_epochs", "max_steps", "max_time")
 DOES_NOT = {
     "data": ("num_workers", "pin_memory", "persistent_workers"),
     "trainer": ("accelerator", "devices", "strategy", "log_every_n_steps", "profiler", *HOW_LONG),
-    "callbacks": ("progress", "model_summary", "learning_rate", "device_stats", "figures"),
+    "callbacks": (
+        "progress",
+        "model_summary",
+        "learning_rate",
+        "device_stats",
+        "curves",
+        "confusion",
+    ),
 }
 
 
 def identity(cfg: DictConfig) -> str:
     """The first 8 hex digits of a hash over the deciding config and the package's sources."""
-    plain = plain_config(cfg)
-    deciding = {
-        key: {k: v for k, v in plain[key].items() if k not in DOES_NOT[key]}
-        if key in DOES_NOT
-        else plain[key]
-        for key in DECIDES
-    }
+    deciding = {key: value for key, value in plain_config(cfg).items() if key in DECIDES}
+    for group, keys in DOES_NOT.items():
+        deciding[group] = {k: v for k, v in deciding[group].items() if k not in keys}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     package = Path(__file__).parent
     for source in sorted(package.rglob("*.py")):
