@@ -14,13 +14,13 @@ from conftest import bake, run
 PACKAGE = "my_lightning_project"
 SLUG = "my-lightning-project"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-SHORT = ("trainer.max_epochs=2", "callbacks=[progress,best,curves,confusion]")
+SHORT = ("trainer.max_epochs=2",)
 
 
 def written_files(readme: str) -> dict[str, str]:
-    """The files that a README shows: code blocks whose first line is a comment with a path."""
-    blocks = re.findall(r"```(?:python|yaml)\n# (src/\S+)\n(.*?)```", readme, re.DOTALL)
-    return dict(blocks)
+    """The files that a README shows: a code block after a line with the path, whole."""
+    pattern = r"`(src/[^`]+\.(?:py|yaml))`[^\n]*:\n\n```(?:python|yaml)\n(.*?)```"
+    return dict(re.findall(pattern, readme, re.DOTALL))
 
 
 def commands(readme: str, section: str) -> list[list[str]]:

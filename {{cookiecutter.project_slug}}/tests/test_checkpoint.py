@@ -44,6 +44,14 @@ def test_every_checkpoint_loads_weights_only(finished: Finished, name: str) -> N
     assert checkpoint["hyper_parameters"]["trainer"]["accelerator"] == "auto"
 
 
+def test_the_last_checkpoint_is_of_the_last_step_even_if_another_is_the_best(
+    finished: Finished,
+) -> None:
+    run, metrics = finished
+    checkpoint = torch.load(run.last, map_location="cpu", weights_only=True)
+    assert checkpoint["global_step"] == metrics["steps"]
+
+
 def test_evaluate_gives_the_numbers_of_the_test_in_train(
     finished: Finished, accelerator: str
 ) -> None:
@@ -122,6 +130,16 @@ def test_predict_reads_an_array(finished: Finished, tmp_path: Path) -> None:
     assert [row["input"] for row in rows] == ["a.npy[0]", "a.npy[1]", "a.npy[2]"]
 
 
+def test_weights_of_other_code_are_refused_in_a_sentence(
+    finished: Finished, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(finished[0].best, map_location="cpu", weights_only=True)
+    checkpoint["state_dict"]["extra.weight"] = torch.zeros(3)
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="made by other code"):
+        load_task(tmp_path / "other.ckpt")
+
+
 def write(path: Path, content: Any) -> Path:
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -135,7 +153,7 @@ def write(path: Path, content: Any) -> Path:
     [
         ("broken.png", b"no picture", "cannot be read as an image"),
         ("broken.npy", b"no array", "cannot be read as an array"),
-        ("shape.npy", np.zeros((2, 9, 9)), "shape"),
+        ("shape.npy", np.zeros((2, 9, 9)), r"takes \(N, 8, 8\) or \(N, 1, 8, 8\)"),
         ("range.npy", np.full((2, 8, 8), 16.0), "outside 0 to 1"),
         ("nan.npy", np.full((2, 8, 8), np.nan), "outside 0 to 1"),
         ("objects.npy", np.array([{}], dtype=object), "cannot be read as an array"),

@@ -1,6 +1,7 @@
 """The commands as they are typed, in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -34,6 +35,11 @@ def command(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[s
         (["model=mpl"], "did you mean mlp"),
         (["data.batch_size=many"], "takes a value like 32, not 'many'"),
         (["data.augment=3"], "takes a value like False, not 3"),
+        (["resume=Never"], "neither auto nor never"),
+        (["mode=maxx"], "neither min nor max"),
+        (["seed=-1"], "seed=-1 is not"),
+        (["trainer.max_epochs=0"], "would train nothing"),
+        (["name=a/b"], "not the name of one folder"),
         (["name=a=b"], "quote it"),
         (["trainer.accelerator=abacus"], "none of auto, cpu"),
         (["trainer.precision=31"], "none of auto, 32-true"),
@@ -49,6 +55,34 @@ def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = command("train", "runs_dir=file", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_stopped_training_says_so_and_its_status_is_not_0(
+    tmp_path: Path, number: int, status: int
+) -> None:
+    long = ("trainer.max_epochs=1000", "~callbacks.early_stopping")
+    module = f"{package.__name__}.train"
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *long], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdout is not None
+        for line in training.stdout:
+            if line.startswith("epoch 2/"):
+                training.send_signal(number)
+                break
+        rest = training.stdout.read()
+    assert training.returncode == status
+    assert "Interrupted; the same command goes on" in rest
 
 
 def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:

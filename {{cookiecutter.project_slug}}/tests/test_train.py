@@ -97,7 +97,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(
     assert {key: again[key] for key in first} == first
 
 
-def test_the_same_command_continues_an_unfinished_run(
+def test_the_same_command_continues_as_if_it_had_not_been_stopped(
     config: Compose, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def power_cut(task: Any) -> None:
@@ -116,6 +116,8 @@ def test_the_same_command_continues_an_unfinished_run(
     with (Run.of(cfg).folder / "metrics.csv").open(newline="") as file:
         validated = [row["epoch"] for row in csv.DictReader(file) if row["val/loss"]]
     assert validated == ["0", "1", "2", "3"]
+    undisturbed = train(config("trainer.max_epochs=4", "resume=never"))
+    assert metrics == undisturbed
 
 
 def test_more_epochs_continue_a_finished_run_and_fewer_are_refused(config: Compose) -> None:

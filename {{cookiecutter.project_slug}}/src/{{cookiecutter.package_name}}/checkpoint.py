@@ -85,7 +85,11 @@ def load_task(path: Path) -> LightningModule:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode."""
     checkpoint, config = read(path)
     task: LightningModule = build(config.task)
-    task.load_state_dict(checkpoint["state_dict"])
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} was made by other code than this: {reason}") from error
     return task.eval()
 
 
@@ -123,7 +127,7 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     except UserError:
         choice = device.choose(want, here)
     settled = device.settle(cfg, choice)
-    log.info(device.line(choice, settled))
+    log.info(f"{device.line(choice, settled)}; from {path}")
     torch.set_float32_matmul_precision(choice.matmul_precision)
     callbacks = list(instantiate(settled.callbacks).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)

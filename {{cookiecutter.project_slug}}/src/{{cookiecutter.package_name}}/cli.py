@@ -5,6 +5,7 @@ one sentence on stderr, with the closest names, and exit status 1. Nothing here 
 that `--help` and such mistakes answer at once.
 """
 
+import contextlib
 import difflib
 import functools
 import logging
@@ -41,6 +42,8 @@ QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
     r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
     r"The '\w+_dataloader' does not have many workers",  # device.py has chosen how many
+    r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
+    r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
     r"GPU available but not used",  # it was asked not to be
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
 )
@@ -87,18 +90,26 @@ def sentence(error: Exception, config_name: str) -> str | None:
             if _raised_by_our_code(cause):
                 return None
             where = re.search(r"full_key: (\S+)", str(error))
-            return f"{where[1] if where else 'config'}: {_one_line(cause)}"
+            key = where[1] if where else "config"
+            extra = key.removeprefix("logger.")
+            hint = f" Here: pip install -e '.[{extra}]'" if extra != key else ""
+            return f"{key}: {_one_line(cause)}{hint}"
         case OverrideParseException():
             why = str(error.message).splitlines()[0]
             return f"{error.override} cannot be read ({why}): quote it, as in key=\"'value'\"."
         case MissingMandatoryValue():
             return f"{error.full_key} is missing: add {error.full_key}=... to the command."
         case HydraException() | OmegaConfBaseException():
-            if refused := re.search(r"ould not override '([^'@]+)", str(error)):
-                key, known = refused[1], [*groups(), *_keys(defaults(config_name))]
-                return f"There is no setting '{key}'{did_you_mean(key, known)} +{key}=... adds it."
+            refused = re.search(r"ould not override '([^'@]+)'", str(error))
+            with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line
+                if refused:
+                    key, known = refused[1], [*groups(), *_keys(defaults(config_name))]
+                    hint = did_you_mean(key, known)
+                    return f"There is no setting '{key}'{hint} +{key}=... adds it."
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
+            return _one_line(error)
+        case RuntimeError() if "conditioned on metric" in str(error):  # EarlyStopping's monitor
             return _one_line(error)
     # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.
     if type(error).__name__ in ("MisconfigurationException", "UsageError"):

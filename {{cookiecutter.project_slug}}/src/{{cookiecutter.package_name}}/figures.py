@@ -35,10 +35,18 @@ def draw_curves(metrics: Path, picture: Path) -> None:
                 for row in rows
                 if row.get(f"{split}/{name}")
             ]
-            if points:
-                style = "-" if len(points) > 60 else ".-"
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=split)
-                axes.legend()
+            if not points:
+                continue
+            steps, values = np.array(points).T
+            width = (
+                len(points) // 30 + 1
+            )  # what is logged every few steps is noisy: its mean is on top
+            if width > 2:
+                axes.plot(steps, values, color=colour, alpha=0.25)
+                values = np.convolve(values, np.ones(width) / width, "valid")
+                steps = steps[(width - 1) // 2 :][: len(values)]
+            axes.plot(steps, values, "-" if width > 2 else ".-", color=colour, label=split)
+            axes.legend()
         title = TITLES.get(name, name)
         axes.set(title=title, xlabel="optimizer step", ylabel=title.lower())
         axes.grid(alpha=0.3)

@@ -48,13 +48,16 @@ def predict(cfg: DictConfig) -> Path:
     output = Path(cfg.output or run.folder / "predictions.csv")
     output.parent.mkdir(parents=True, exist_ok=True)
     classes = datamodule.class_names
+    lines = []
     with output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["input", "class", *(f"p({name})" for name in classes)])
         for name, row in zip(names, probabilities.tolist(), strict=True):
             best = max(range(len(classes)), key=row.__getitem__)
             writer.writerow([name, classes[best], *(f"{p:.6f}" for p in row)])
-    log.info(f"{len(names)} images classified: {output}")
+            lines.append(f"  {name}: {classes[best]} ({row[best]:.2f})")
+    log.info("\n".join(lines[:10] + [f"  ... {len(lines) - 10} more"] * (len(lines) > 10)))
+    log.info(f"written to {output}")
     return output
 
 

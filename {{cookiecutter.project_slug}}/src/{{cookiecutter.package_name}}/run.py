@@ -66,7 +66,9 @@ class Run:
     @classmethod
     def of(cls, cfg: DictConfig) -> "Run":
         """The run that this config describes; with `resume=never` a new one beside it."""
-        name = cfg.name or cfg.model._target_.rpartition(".")[2].lower()
+        name = str(cfg.name or cfg.model._target_.rpartition(".")[2].lower())
+        if Path(name).name != name:
+            raise UserError(f"name={name} is not the name of one folder.")
         folder = Path(cfg.runs_dir) / f"{name}-{identity(cfg)}"
         if cfg.resume == "never":
             copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
@@ -124,9 +126,12 @@ class Run:
 
     def start(self, cfg: DictConfig) -> None:
         """Make the folder, write down the config with what auto chose, and log to log.txt there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-        log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+            log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}.") from error
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log_file.name = "log.txt of the run"
         root = logging.getLogger()
@@ -134,6 +139,7 @@ class Run:
             root.removeHandler(other)  # of the run before, where one process has several
             other.close()
         root.addHandler(log_file)
+        logging.getLogger(__package__).setLevel(logging.DEBUG)  # of which a console shows INFO
 
     def finish(self, cfg: DictConfig, metrics: dict[str, float]) -> None:
         write_json(self.metrics, {**metrics, "how_long": how_long(cfg)})

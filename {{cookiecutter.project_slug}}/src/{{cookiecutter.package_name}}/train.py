@@ -10,10 +10,12 @@ The same command again continues an unfinished run, and shows a finished one.
 """
 
 import logging
+import sys
 
 from omegaconf import DictConfig, OmegaConf
 
 from . import cli, device
+from .errors import UserError
 from .run import Run, plain_config
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         What stands in its metrics.json: test metrics, the best validation score, epochs and steps.
     """
+    refuse_nonsense(cfg)
     # What is asked for and impossible here is refused even if the run is finished.
     choice = device.choose(device.request(cfg), device.probe())
     run = Run.of(cfg)
@@ -39,6 +42,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from .callbacks import SeedEpochs
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
@@ -48,7 +54,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     task = instantiate(settled.task)
     # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
     task.save_hyperparameters(plain_config(cfg))
-    callbacks = list(instantiate(settled.callbacks).values())
+    callbacks = [SeedEpochs(cfg.seed), *instantiate(settled.callbacks).values()]
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
 
@@ -57,10 +63,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
     else:
         logging.disable(logging.INFO)  # of several processes one speaks
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
+    log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
     last = run.last if run.last.is_file() else None
     if last is not None:
         log.info(f"Going on from {last}")
-    trainer.fit(task, datamodule, ckpt_path=last)
+    try:
+        trainer.fit(task, datamodule, ckpt_path=last)
+    except SystemExit as stopped:  # Lightning makes one of Ctrl-C (1) and of SIGTERM (0)
+        log.info(
+            f"Interrupted; the same command goes on from the last whole epoch in {run.folder}."
+        )
+        sys.exit(143 if isinstance(stopped, SIGTERMException) else 130)
 
     metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     best = trainer.checkpoint_callback
@@ -72,6 +85,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         run.finish(cfg, metrics)
     return metrics
+
+
+def refuse_nonsense(cfg: DictConfig) -> None:
+    """Values that would otherwise be taken for something else, or fail after an hour."""
+    for key, allowed in (("resume", ("auto", "never")), ("mode", ("min", "max"))):
+        if cfg[key] not in allowed:
+            raise UserError(f"{key}={cfg[key]} is neither {' nor '.join(allowed)}.")
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed} is not a whole number from 0 to {2**32 - 1}.")
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if cfg.trainer[key] == 0:
+            raise UserError(f"trainer.{key}=0 would train nothing: use 1 or more.")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .tensors import TensorBatches, take_batch
+from .tensors import EpochShuffle, TensorBatches, take_batch
 
 
 class DigitsDataModule(L.LightningDataModule):
@@ -87,8 +87,9 @@ class DigitsDataModule(L.LightningDataModule):
             self.splits[split] = TensorBatches(inputs[indices], targets[indices])
 
     def train_dataloader(self) -> DataLoader[Any]:
+        order = EpochShuffle(len(self.splits["train"]), torch.initial_seed())
         # A last batch of another size would cost MPS a new graph, and batch norm its statistics.
-        return self._loader("train", shuffle=True, drop_last=True)
+        return self._loader("train", sampler=order, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("val")
@@ -97,17 +98,19 @@ class DigitsDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def _loader(
-        self, split: str, shuffle: bool = False, drop_last: bool = False
+        self, split: str, sampler: EpochShuffle | None = None, drop_last: bool = False
     ) -> DataLoader[Any]:
         return DataLoader(
             self.splits[split],
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.persistent_workers,
             collate_fn=take_batch,
+            # Each iterator draws a number for its workers: not from those of dropout.
+            generator=torch.Generator(),
         )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:

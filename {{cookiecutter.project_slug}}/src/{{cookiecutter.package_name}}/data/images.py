@@ -62,8 +62,11 @@ def _read_array(file: Path, shape: tuple[int, int, int]) -> Tensor:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as an array: {error}.") from error
+    if array.shape == shape[1:]:
+        array = array[None]
     if array.shape[1:] not in (shape, shape[1:]) or not len(array):
-        raise UserError(f"{file} has the shape {array.shape}: the model takes (N, {shape}).")
+        fits = " or ".join(str(("N", *fit)).replace("'", "") for fit in (shape[1:], shape))
+        raise UserError(f"{file} has the shape {array.shape}: the model takes {fits}.")
     array = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
     if not (array.min() >= 0 and array.max() <= 1):  # NaN fails here too
         raise UserError(f"{file} has values outside 0 to 1: divide it by its largest value.")

@@ -1,10 +1,13 @@
-"""A dataset of tensors in memory that is read a whole batch at a time.
+"""Tensors in memory, read a whole batch at a time, in an order that a resumed run finds again.
 
 Fetching and collating sample by sample is most of a small job's time; indexing once a batch is not.
 """
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 
 class TensorBatches(Dataset[tuple[Tensor, ...]]):
@@ -21,6 +24,32 @@ class TensorBatches(Dataset[tuple[Tensor, ...]]):
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
         return [tensor[indices] for tensor in self.tensors]
+
+
+class EpochShuffle(Sampler[int]):
+    """A new order for each epoch, which is the same whenever that epoch comes: after a resume, too.
+
+    Args:
+        length: of the dataset.
+        seed: of all orders.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        # A generator, which starts with the first batch: Lightning calls iter() before set_epoch().
+        source = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        yield from torch.randperm(self.length, generator=source).tolist()
 
 
 def take_batch(batch: list[Tensor]) -> list[Tensor]:

@@ -68,7 +68,7 @@ class ClassificationTask(LightningModule):
         accuracy.update(logits, targets)
         if split == "test":
             self.confusion.update(logits, targets)
-        self.log(f"{split}/loss", loss, prog_bar=split != "train", sync_dist=split != "train")
+        self.log(f"{split}/loss", loss, prog_bar=split == "val", sync_dist=split != "train")
         # An epoch's accuracy is computed once, at its end.
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
