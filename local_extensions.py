@@ -1,54 +1,76 @@
 """Checks every answer before anything is written, and quotes it for the file it goes into.
 
-A filter that refuses raises FailedHookException, which cookiecutter shows as one clean line, exit
-status 1. It runs twice: after each question, from a private variable of `cookiecutter.json`; and
-when the project folder is named, because `--replay` skips those variables.
+A check that refuses raises Refusal, which is shown as one clean line, exit status 1.
+`Answers.preprocess` runs the checks after each question, and when the project folder is named,
+because `--replay` asks no question.
 """
 
 import importlib.util
+import io
 import json
 import keyword
+import os
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from cookiecutter.exceptions import FailedHookException
 from jinja2.ext import Extension
 from slugify import slugify
 
 PROJECT_FOLDER = "{{cookiecutter.project_slug}}"
-MACHINE_CHECK = Path(__file__).parent / "hooks" / "post_gen_project.py"
+TEMPLATE = Path(__file__).parent
+MACHINE_CHECK = TEMPLATE / "hooks" / "post_gen_project.py"
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 
 # Written out, because sys.stdlib_module_names and unicodedata differ from one Python to the next
 # and the same answers must give the same project on all of them.
 STANDARD_LIBRARY = """
-abc aifc annotationlib antigravity argparse array ast asynchat asyncio asyncore atexit audioop base64
-bdb binascii bisect builtins bz2 calendar cgi cgitb chunk cmath cmd code codecs codeop collections
-colorsys compileall compression concurrent configparser contextlib contextvars copy copyreg crypt csv
-ctypes curses dataclasses datetime dbm decimal difflib dis distutils doctest email encodings ensurepip
-enum errno faulthandler fcntl filecmp fileinput fnmatch fractions ftplib functools gc genericpath
-getopt getpass gettext glob graphlib grp gzip hashlib heapq hmac html http idlelib imaplib imghdr imp
-importlib inspect io ipaddress itertools json keyword lib2to3 linecache locale logging lzma mailbox
-mailcap marshal math mimetypes mmap modulefinder msilib msvcrt multiprocessing netrc nis nntplib nt
-ntpath nturl2path numbers opcode operator optparse os ossaudiodev pathlib pdb pickle pickletools pipes
-pkgutil platform plistlib poplib posix posixpath pprint profile profiling pstats pty pwd py_compile
-pyclbr pydoc pydoc_data pyexpat queue quopri random re readline reprlib resource rlcompleter runpy
-sched secrets select selectors shelve shlex shutil signal site smtpd smtplib sndhdr socket
-socketserver spwd sqlite3 sre_compile sre_constants sre_parse ssl stat statistics string stringprep
-struct subprocess sunau symtable sys sysconfig syslog tabnanny tarfile telnetlib tempfile termios
-textwrap this threading time timeit tkinter token tokenize tomllib trace traceback tracemalloc tty
-turtle turtledemo types typing unicodedata unittest urllib uu uuid venv warnings wave weakref
-webbrowser winreg winsound wsgiref xdrlib xml xmlrpc zipapp zipfile zipimport zlib zoneinfo
+abc aifc annotationlib antigravity argparse array ast asynchat asyncio asyncore atexit audioop
+base64 bdb binascii bisect builtins bz2 calendar cgi cgitb chunk cmath cmd code codecs codeop
+collections colorsys compileall compression concurrent configparser contextlib contextvars copy
+copyreg crypt csv ctypes curses dataclasses datetime dbm decimal difflib dis distutils doctest email
+encodings ensurepip enum errno faulthandler fcntl filecmp fileinput fnmatch fractions ftplib
+functools gc genericpath getopt getpass gettext glob graphlib grp gzip hashlib heapq hmac html http
+idlelib imaplib imghdr imp importlib inspect io ipaddress itertools json keyword lib2to3 linecache
+locale logging lzma mailbox mailcap marshal math mimetypes mmap modulefinder msilib msvcrt
+multiprocessing netrc nis nntplib nt ntpath nturl2path numbers opcode operator optparse os
+ossaudiodev pathlib pdb pickle pickletools pipes pkgutil platform plistlib poplib posix posixpath
+pprint profile profiling pstats pty pwd py_compile pyclbr pydoc pydoc_data pyexpat queue quopri
+random re readline reprlib resource rlcompleter runpy sched secrets select selectors shelve shlex
+shutil signal site smtpd smtplib sndhdr socket socketserver spwd sqlite3 sre_compile sre_constants
+sre_parse ssl stat statistics string stringprep struct subprocess sunau symtable sys sysconfig
+syslog tabnanny tarfile telnetlib tempfile termios test textwrap this threading time timeit tkinter
+token tokenize tomllib trace traceback tracemalloc tty turtle turtledemo types typing unicodedata
+unittest urllib uu uuid venv warnings wave weakref webbrowser winreg winsound wsgiref xdrlib xml
+xmlrpc xxlimited xxlimited_35 xxsubtype zipapp zipfile zipimport zlib zoneinfo
 """
-# By the name they are imported under, and by the name they are installed under where it differs.
+# What a project pulls in, by the name it is imported under and by the name it is installed under. In
+# site-packages each comes before an editable project of that name.
 DEPENDENCIES = """
-aim antlr4 build cookiecutter coverage cruft fsspec functorch hatchling hydra hydra_core hydra_plugins
-ipykernel ipython jinja2 joblib jupyter lightning lightning_fabric lightning_utilities matplotlib
-mlflow mypy neptune notebook numpy omegaconf optuna packaging pandas pil pillow pip pre_commit psutil
-pydantic pylab pytest pytorch_lightning pyyaml requests rich ruff scikit_learn scipy setuptools
-sklearn tensorboard tensorboardx tokenizers torch torchaudio torchgen torchmetrics torchvision tqdm
-transformers triton typing_extensions uv wandb wheel yaml
+absl absl_py aim aimrocks aiohappyeyeballs aiohttp aiosignal alembic annotated_doc annotated_types
+antlr4 antlr4_python3_runtime anyio arrow ast_serialize attr attrs binaryornot blinker boto3 build
+cachetools certifi cfgv charset_normalizer click cloudpickle colorama comet comet_ml contourpy
+cookiecutter coverage cruft cryptography cuda cycler databricks dateutil distlib docker dotenv
+editables everett execnet fastapi filelock flask fonttools frozenlist fsspec functorch git gitdb
+gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hatchling httpx huey hydra
+hydra_core hydra_plugins hypothesis identify idna importlib_metadata iniconfig ipykernel ipython
+isympy itsdangerous jinja2 joblib jsonschema jupyter kiwisolver librt lightning lightning_fabric
+lightning_utilities mako markdown markdown_it markdown_it_py markupsafe matplotlib mdurl mlflow
+mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals neptune networkx nodeenv notebook
+numpy nvidia omegaconf opentelemetry optuna packaging pandas pathspec pil pillow pip platformdirs
+pluggy pre_commit prettytable propcache protobuf psutil py pyarrow pydantic pydantic_core
+pydevd_plugins pygments pylab pyparsing pyproject_hooks pytest pytest_xdist python_dateutil
+python_discovery python_dotenv python_slugify pytorch_lightning pytz pyyaml referencing requests
+rich rpds ruff scikit_learn scipy semantic_version sentry_sdk setproctitle setuptools shellingham
+simplejson six sklearn skops slugify smmap sniffio sortedcontainers sqlalchemy sqlparse starlette
+sympy tensorboard tensorboard_data_server tensorboardx text_unidecode threadpoolctl tokenizers
+tomlkit torch torchaudio torchgen torchmetrics torchvision tqdm transformers triton
+trove_classifiers typer typing_extensions typing_inspection tzdata urllib3 uv uvicorn virtualenv
+waitress wandb werkzeug wheel wrapt wurlitzer xdist yaml yarl zipp zmq
 """
 FOLDERS = "build checkpoints configs conftest data deploy dist docs logs outputs runs src tests"
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))
@@ -60,13 +82,30 @@ TAKEN = {
 # The two joiners U+200C and U+200D are absent: Persian names and composed emoji need them.
 INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # control characters, line breaks among them
-    r"\xad\u034f\u061c\u115f\u1160\u180e\u200b\u2060-\u2064\u206a-\u206f\u3164\ufeff\uffa0"
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u2064\u206a-\u206f"
+    r"\u2800\u3164\ufeff\uffa0\U0001d173-\U0001d17a"
     r"\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder what is read
     r"\u2028\u2029"  # line and paragraph separators
     r"\ud800-\udfff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
 )
 JINJA = re.compile(r"\{[{%#]")  # `cruft update` renders stored answers
+CODE = "contains {}, which templates run as code"
 EMAIL = r"[a-z0-9_%+'-]+(\.[a-z0-9_%+'-]+)*@([a-z0-9]+(-+[a-z0-9]+)*\.)+[a-z0-9]+(-+[a-z0-9]+)*"
+
+LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
+YES_OR_NO = {
+    **dict.fromkeys(("yes", "y", "true", "t", "on", "1"), True),
+    **dict.fromkeys(("no", "n", "false", "f", "off", "0"), False),
+}
+
+
+class Refusal(FailedHookException, SystemExit):
+    """One line and exit status 1: cookiecutter shows its own kind like that, and Python a SystemExit,
+    where cruft would show a traceback."""
+
+    def __init__(self, line: str):
+        super().__init__(line)
+        self.code = line
 
 
 @dataclass(frozen=True)
@@ -77,10 +116,13 @@ class Rule:
     longest: int = 300
     shape: str = ""
     optional: bool = False
-    choices: tuple = ()
+    choices: dict | None = None  # what may be typed, in lower case -> what it means
 
 
+# A choice is a plain question here: given a wrong word for a list or a boolean of cookiecutter.json,
+# cookiecutter ends with a traceback, or ignores the user's config, before any of this is imported.
 RULES = {
+    "_allow_intel_python": Rule("Give yes or no.", choices=YES_OR_NO),
     "project_name": Rule("Give a short name, such as My Project.", longest=80),
     "project_slug": Rule(
         "Give lower-case letters, digits and single dashes, such as my-project.",
@@ -102,16 +144,19 @@ RULES = {
     ),
     "license": Rule(
         "Give MIT, Apache-2.0, BSD-3-Clause or Proprietary.",
-        choices=("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary"),
+        choices={
+            **{name.lower(): name for name in LICENSES},
+            **{str(number): name for number, name in enumerate(LICENSES, 1)},
+        },
     ),
-    "github_actions": Rule("Give yes or no.", choices=(True, False)),
+    "github_actions": Rule("Give yes or no.", choices=YES_OR_NO),
 }
 
 
 def fault(answer: object, rule: Rule) -> str:
     """What is wrong with `answer`, to follow its field's name in a sentence; empty if nothing is."""
     if rule.choices:
-        return "" if answer in rule.choices else f"is {answer!a}"
+        return "" if str(answer).lower() in rule.choices else f"is {answer!a}"
     if not isinstance(answer, str):
         return f"is {answer!a}, which is not text"
     if len(answer) > rule.longest:
@@ -119,8 +164,8 @@ def fault(answer: object, rule: Rule) -> str:
     if found := INVISIBLE.search(answer):
         return f"contains U+{ord(found.group()):04X}, a character that nobody can see"
     if found := JINJA.search(answer):
-        return f"contains {found.group()}, which templates run as code"
-    if answer != answer.strip().strip("\u200c\u200d"):
+        return CODE.format(found.group())
+    if answer != answer.strip().strip("\u200c\u200d").lstrip("\ufe0e\ufe0f"):
         return "begins or ends with white space"
     if not answer:
         return "" if rule.optional else "is empty"
@@ -134,8 +179,12 @@ def taken(name: str) -> bool:
     return name.replace("-", "_") in TAKEN
 
 
+def refuse(field: str, problem: str) -> NoReturn:
+    raise Refusal(f"{field} {problem}. {RULES[field].advice}")
+
+
 def check_answers(answers: dict) -> str:
-    """Refuse the first bad answer of those given so far. Renders as nothing."""
+    """Refuse the first bad answer of those given so far, and settle choices. Renders as nothing."""
     for field, rule in RULES.items():
         if field not in answers:
             continue
@@ -144,7 +193,45 @@ def check_answers(answers: dict) -> str:
         if not problem and field in ("project_slug", "package_name") and taken(answer):
             problem = f"is '{answer}', a name that Python, a library or a folder already has"
         if problem:
-            raise FailedHookException(f"{field} {problem}. {rule.advice}")
+            refuse(field, problem)
+        if rule.choices:
+            answers[field] = rule.choices[str(answer).lower()]
+    return ""
+
+
+def check_unrendered(answers: dict, source: str) -> None:
+    """Refuse an answer that holds code, the last moment before cookiecutter runs it.
+
+    `source` is the next question's default, or what stands in its place: key=value, a user's config,
+    or an answer that cruft has stored.
+    """
+    fields = list(QUESTIONS)
+    field = next((name for name in fields if name not in answers), "")
+    if field in RULES and source != QUESTIONS[field] and (found := JINJA.search(source)):
+        # A mapping, in a user's config, is passed over: then this is the default of a later question.
+        later = [QUESTIONS[name] for name in fields[fields.index(field) :]]
+        refuse(field, "is not text" if source in later else CODE.format(found.group()))
+
+
+def check_place(answers: dict) -> str:
+    """Refuse an output folder that cannot be written to. Renders as nothing."""
+    if "_output_dir" not in answers:  # cruft makes its own
+        return ""
+    output = Path(answers["_output_dir"])
+    project = output / answers["project_slug"]
+    problem = ""
+    try:
+        if TEMPLATE / PROJECT_FOLDER in project.resolve().parents:
+            problem = "is inside the template"
+        elif os.path.lexists(project) and not project.is_dir():
+            problem = f"has a file {project.name}"
+        else:  # tried, because permissions do not tell all
+            output.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryDirectory(dir=output).cleanup()
+    except OSError as error:
+        problem = f"cannot be written to ({error.strerror})"
+    if problem:
+        raise Refusal(f"output-dir {str(output)!a} {problem}. Give another folder.")
     return ""
 
 
@@ -156,7 +243,7 @@ def check_machine(answers: dict) -> str:
     spec.loader.exec_module(hook)
     verdict = hook.judge(hook.probe())
     if verdict.status == "refused" and not answers["_allow_intel_python"]:
-        raise FailedHookException(verdict.text)
+        raise Refusal(verdict.text)
     return ""
 
 
@@ -184,18 +271,39 @@ def markdown(text: str) -> str:
 
 
 class Answers(Extension):
-    """The filters of `cookiecutter.json` and of the template's files."""
+    """The filters of `cookiecutter.json` and of the template's files, and when they are applied."""
 
     def __init__(self, environment):
         super().__init__(environment)
-        for used in (check_answers, check_machine, slug, package, quoted, markdown):
+        self.answers = None
+        for used in (check_answers, check_machine, check_place, slug, package, quoted, markdown):
             environment.filters[used.__name__] = used
+        environment.filters["begin"] = self.begin
         # `cruft update` renders the old template and the new one in one process: forgotten here,
         # this module is imported anew, so each is rendered with its own filters.
         sys.modules.pop(__name__, None)
 
+    def begin(self, answers: dict) -> str:
+        """Check what can be checked before the first question. Renders as nothing."""
+        if sys.stdin is None:  # closed: a question ends with "Aborted!", not with a traceback
+            sys.stdin = io.StringIO()
+        elif hasattr(sys.stdin, "reconfigure"):  # bytes of another encoding are refused likewise
+            sys.stdin.reconfigure(errors="surrogateescape")
+        check_answers(answers)
+        check_machine(answers)
+        self.answers = answers  # cookiecutter adds each to this dict
+        return ""
+
     def preprocess(self, source, name, filename=None):
-        """Check all answers when the project folder is named, the last moment before it exists."""
-        if source == PROJECT_FOLDER:
-            return "{{ cookiecutter | check_machine }}{{ cookiecutter | check_answers }}" + source
+        """See all that cookiecutter is about to render: defaults, answers, paths and files."""
+        if source == PROJECT_FOLDER:  # the last moment before it exists
+            checks = ("check_answers", "check_machine", "check_place")
+            return "".join(f"{{{{ cookiecutter | {check} }}}}" for check in checks) + source
+        if self.answers is not None:
+            check_answers(self.answers)
+            check_unrendered(self.answers, source)
+        elif name is None and Path(source).is_absolute():
+            # A folder to be made, as OUTPUT/SLUG/./FOLDER: braces in OUTPUT are no code.
+            made, dot, folder = source.partition(f"{os.sep}.{os.sep}")
+            return re.sub(r"\{(?=[{%#])", "{{ '{' }}", made) + dot + folder
         return source

@@ -130,6 +130,15 @@ def test_what_the_readme_adds_trains_and_is_tested_by_itself(tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout
 
 
+def test_without_the_optional_files_its_tests_pass_too(tmp_path: Path) -> None:
+    bare = bake(tmp_path / "bare", github_actions="no", license="Proprietary")
+    quick = ("tests/test_configs.py", "tests/test_device.py", "tests/test_rules.py")
+    options = ("-q", "-p", "no:cacheprovider")
+    here = {"PYTHONPATH": str(bare / "src")}
+    done = run(sys.executable, "-m", "pytest", *options, *quick, cwd=bare, **here)
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_bug_in_a_model_keeps_its_traceback(tmp_path: Path) -> None:
     """Only a user's mistake becomes a sentence; a developer's shows where it is."""
     buggy = bake(tmp_path / "buggy")

@@ -115,3 +115,33 @@ def test_there_are_at_most_ten_questions_each_with_a_human_prompt() -> None:
     questions = [key for key in context if not key.startswith("_")]
     assert len(questions) <= 10
     assert set(questions) == set(context["__prompts__"])
+
+
+WORKFLOWS = [
+    *(TEMPLATE / ".github" / "workflows").glob("*.yml"),
+    *(SOURCE / ".github" / "workflows").glob("*.yml"),
+]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_actions_by_commit_and_may_only_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in used)
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+def test_the_template_checks_out_on_every_system() -> None:
+    """Windows: no reserved names, nothing that differs by case alone, no links, no odd characters."""
+    paths = [path for path in SOURCE.rglob("*") if "__pycache__" not in path.parts]
+    reserved = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+    assert not [path for path in paths if path.stem.lower() in reserved]
+    assert not [path for path in paths if path.is_symlink()]
+    assert not [path for path in paths if re.search(r'[<>:"|?*\\]|[. ]$', path.name)]
+    assert len({str(path).lower() for path in paths}) == len(paths)
+
+
+def test_git_keeps_secrets_and_runs_out() -> None:
+    ignored = (SOURCE / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {".env", "/runs/", "/data/"} <= set(ignored)

@@ -162,6 +162,18 @@ def test_a_change_of_code_makes_a_new_run(
     assert Run.of(config()).folder != before
 
 
+def test_no_secret_of_the_environment_is_written_down(
+    config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "s3cr3t-f0r-th1s-t3st"
+    for name in ("WANDB_API_KEY", "COMET_API_KEY", "MLFLOW_TRACKING_URI", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, secret)
+    cfg = config("trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=tensorboard")
+    train(cfg)
+    for file in Run.of(cfg).folder.rglob("*.*"):
+        assert secret.encode() not in file.read_bytes(), file
+
+
 def test_training_makes_no_float64(config: Compose) -> None:
     """MPS has none; a whole run on the CPU shows it, optimizer and metrics included."""
 

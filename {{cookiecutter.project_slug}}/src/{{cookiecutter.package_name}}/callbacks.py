@@ -21,9 +21,8 @@ def progress() -> ProgressBar:
 class Bar(RichProgressBar):
     """Lightning's, which counts epochs from 0 and leaves nothing for log.txt."""
 
-    @property
-    def train_description(self) -> str:
-        return f"Epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}"
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
