@@ -191,6 +191,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(
         "torch.hub.load",
         "torch.load",
         "torch.nn.modules.module.torch.os.system",
+        f"{package.__name__}.data.digits.torch.hub.load",
         f"{package.__name__}.cli.os.system",
         f"{package.__name__}.data.images.Path.touch",
         f"{package.__name__}.run.write_json",
@@ -200,11 +201,18 @@ def test_a_strangers_config_runs_no_code(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     checkpoint = torch.load(finished[0].best, map_location="cpu", weights_only=True)
-    checkpoint["hyper_parameters"]["task"]["model"] = {"_target_": target, "_args_": ["echo no"]}
-    torch.save(checkpoint, tmp_path / "strange.ckpt")
+    harm = {"_target_": target, "_args_": ["echo no"]}
+    config = checkpoint["hyper_parameters"]
     monkeypatch.setattr("os.system", lambda command: pytest.fail("it ran"))
-    with pytest.raises(UserError, match="not trusted"):
-        load_task(tmp_path / "strange.ckpt")
+    elsewhere = {**config, "harm": harm, "task": {**config["task"], "model": "${harm}"}}
+    for strange in (
+        {**config, "task": {**config["task"], "model": harm}},
+        {**config, "data": harm},
+        elsewhere,
+    ):
+        torch.save({**checkpoint, "hyper_parameters": strange}, tmp_path / "strange.ckpt")
+        with pytest.raises(UserError, match=r"not trusted|not resolved"):
+            load_run(str(tmp_path / "strange.ckpt"))
 
 
 def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:

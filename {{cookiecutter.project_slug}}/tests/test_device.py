@@ -36,7 +36,7 @@ MIXED = Probe(system="Linux", cpu="Xeon", cores=4, cuda=(Gpu("A100", (8, 0)), Gp
         (H100, "cuda", 1, "bf16-mixed", "high", 8, True),
         (EIGHT, "cuda", 8, "bf16-mixed", "high", 8, True),
         (T4, "cuda", 1, "16-mixed", "highest", 3, True),
-        (MIXED, "cuda", 2, "16-mixed", "highest", 3, True),
+        (MIXED, "cuda", 2, "16-mixed", "highest", 1, True),
         (WINDOWS, "cuda", 1, "bf16-mixed", "high", 0, True),
         (CPU, "cpu", 1, "32-true", "highest", 8, False),
         (SMALL, "cpu", 1, "32-true", "highest", 0, False),
@@ -78,11 +78,14 @@ def test_auto_follows_from_what_is_there(
         (CPU, {"persistent_workers": False}),
         (CPU, {"matmul_precision": "medium"}),
         (EIGHT, {"strategy": "ddp"}),
+        (H100, {"require_accelerator": "gpu", "accelerator": "cuda"}),
     ],
 )
 def test_explicit_beats_auto(has: Probe, asked: dict[str, Any]) -> None:
     choice = choose(Request(**asked), has)
     for field, value in asked.items():
+        if field == "require_accelerator":
+            continue
         assert getattr(choice, field) == value
         assert choice.reasons[field] == "asked for"
 
@@ -98,6 +101,7 @@ def test_explicit_beats_auto(has: Probe, asked: dict[str, Any]) -> None:
         (CPU, {"precision": "16-mixed"}, "needs a GPU"),
         (MAC, {"precision": "64-true"}, "impossible on MPS"),
         (CPU, {"precision": "fp8"}, "none of auto"),
+        (CPU, {"matmul_precision": "fast"}, "none of auto"),
         (MAC, {"devices": 2}, "has 1 mps"),
         (EIGHT, {"devices": 9}, "has 8 cuda"),
         (EIGHT, {"devices": [8]}, "has 8 cuda"),
@@ -122,6 +126,17 @@ def test_the_impossible_is_refused_in_one_sentence(
 def test_gpu_means_the_one_that_is_there() -> None:
     assert choose(Request(accelerator="gpu"), MAC).accelerator == "mps"
     assert choose(Request(accelerator="gpu"), H100).accelerator == "cuda"
+
+
+def test_only_the_gpus_asked_for_count() -> None:
+    choice = choose(Request(devices=[0]), MIXED)
+    assert (choice.name, choice.precision) == ("A100", "bf16-mixed")
+    assert choose(Request(devices=[1]), MIXED).precision == "16-mixed"
+
+
+def test_processes_share_the_cores() -> None:
+    many = Probe("Linux", "EPYC", 16, cuda=(Gpu("A100", (8, 0)),) * 8)
+    assert choose(Request(), many).num_workers == 1
 
 
 def test_data_in_memory_takes_no_workers() -> None:

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS
+from conftest import CONFIGS, names
 
 import {{ cookiecutter.package_name }} as package
 
@@ -50,4 +50,4 @@ def test_its_console_scripts_run_from_a_foreign_folder(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "model: convnet, mlp" in done.stdout
+    assert f"model: {', '.join(names('model'))}" in done.stdout

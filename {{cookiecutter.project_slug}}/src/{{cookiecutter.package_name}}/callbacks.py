@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
 
 from .figures import draw_confusion, draw_curves
 
@@ -45,17 +45,27 @@ def epoch_line(trainer: L.Trainer) -> str:
 
 
 class SeedEpochs(Callback):
-    """Seeds at each epoch from the seed and the epoch, so that a run goes on as if never stopped.
+    """Seeds each epoch from the seed and the epoch: dropout goes on as if the run had not stopped.
 
-    Lightning seeds once, at the start: the first epochs after a resume would repeat the order and
-    the dropout of the first epochs of all.
+    Lightning seeds once, at the start, so that the epochs after a resume would repeat the random
+    numbers of the first ones. The order of the data needs EpochShuffle: Lightning makes the first
+    iterator before this.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        L.seed_everything((self.seed + 1_000_003 * trainer.current_epoch) % 2**32, verbose=False)
+        seed = (self.seed + 1_000_003 * trainer.current_epoch) % 2**32
+        L.seed_everything(seed, workers=True, verbose=False)
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's, which forgets on a resume that it had stopped, and trains an epoch more."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class Curves(Callback):
@@ -73,14 +83,16 @@ class Curves(Callback):
 
 
 class ConfusionMatrix(Callback):
-    """confusion.png in `folder`, from the test of a task with a `confusion` metric."""
+    """confusion.png in `folder`, from the test of a task that has a `confusion` metric."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not hasattr(pl_module, "confusion"):  # a task of another kind
+            return
         counts = pl_module.confusion.compute().cpu().numpy()  # of all ranks
         pl_module.confusion.reset()
         if trainer.is_global_zero:
-            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+            names = getattr(trainer.datamodule, "class_names", [*map(str, range(len(counts)))])  # type: ignore[attr-defined]
             draw_confusion(counts, names, self.folder / "confusion.png")

@@ -2,12 +2,11 @@
 
 It holds tensors and plain data only, so that `weights_only=True` loads it. Under `hyper_parameters`
 stands the whole resolved config as it was asked for: what was `auto` then is decided again here.
-A file from a stranger runs no code: it is not unpickled, and its config can only name what `build`
-trusts.
+A file from a stranger runs no code: it is not unpickled, and its config can only name what is
+trusted below.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,56 +34,53 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
     """A checkpoint, its tensors on the CPU, and the config in it.
 
     Raises:
-        UserError: it is not a whole checkpoint of this project.
+        UserError: it is not a whole checkpoint of this project, or wants to run something else.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint, OmegaConf.create(checkpoint["hyper_parameters"])
+        config = checkpoint["hyper_parameters"]
+        data, task = config["data"], config["task"]
     except Exception as error:  # torch has many kinds for a file that is broken or not its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
+    _refuse_strangers([data, task])
+    return checkpoint, OmegaConf.create(config)
 
 
-def build(config: DictConfig) -> Any:
-    """Instantiate what a checkpoint's config describes.
-
-    Raises:
-        UserError: a `_target_` in it is not of a trusted place and kind.
-    """
-    for target in _targets(OmegaConf.to_container(config)):
-        if not _trusted(target):
+def _refuse_strangers(config: Any) -> None:
+    """Refuse every `_target_`, at any depth, that is not of a trusted place and kind."""
+    if isinstance(config, list):
+        for value in config:
+            _refuse_strangers(value)
+    elif isinstance(config, dict):
+        _refuse_strangers(list(config.values()))
+        target = config.get("_target_")
+        if target is not None and not _trusted(str(target)):
             raise UserError(
                 f"This checkpoint wants to run {target}, which is not trusted: if you trust it, add"
                 f" its package to TRUSTED or its class to KINDS in {Path(__file__).name}."
             )
-    return instantiate(config)
-
-
-def _targets(config: Any) -> Iterator[str]:
-    """Every `_target_` at any depth."""
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            yield from _targets(value)
+    elif "${" in str(config):  # would be looked up in parts of the file that are not checked
+        raise UserError(
+            f"This checkpoint's config is not resolved ({config}): it is not from here."
+        )
 
 
 def _trusted(target: str) -> bool:
-    # By name before it is imported, by what it is after: torch.os.system begins with torch, too.
+    # By name before it is imported, by its origin after: torch.os.system begins with torch, too.
     if not target.startswith(TRUSTED):
         return False
     named = get_object(target)
-    if not getattr(named, "__module__", "").startswith(TRUSTED):
-        return False
-    return target.startswith(OURS) or (isinstance(named, type) and issubclass(named, KINDS))
+    origin = f"{getattr(named, '__module__', '')}."
+    if origin.startswith(OURS):
+        return True
+    return origin.startswith(TRUSTED) and isinstance(named, type) and issubclass(named, KINDS)
 
 
 def load_task(path: Path) -> LightningModule:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode."""
     checkpoint, config = read(path)
-    task: LightningModule = build(config.task)
+    task: LightningModule = instantiate(config.task)
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -105,7 +101,7 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     _, path = Run.find(run, runs_dir)
     _, trained = read(path)
     choice = device.choose(device.Request(), device.probe())
-    return load_task(path), build(device.settle(trained, choice).data)
+    return load_task(path), instantiate(device.settle(trained, choice).data)
 
 
 def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, LightningModule, Any]:
@@ -126,9 +122,11 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
         choice = device.choose(as_trained if want.precision == "auto" else want, here)
     except UserError:
         choice = device.choose(want, here)
+    if choice.num_devices > 1:
+        raise UserError("One device evaluates and predicts: leave trainer.devices out.")
     settled = device.settle(cfg, choice)
     log.info(f"{device.line(choice, settled)}; from {path}")
     torch.set_float32_matmul_precision(choice.matmul_precision)
     callbacks = list(instantiate(settled.callbacks).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)
-    return trainer, load_task(path), build(settled.data)
+    return trainer, load_task(path), instantiate(settled.data)

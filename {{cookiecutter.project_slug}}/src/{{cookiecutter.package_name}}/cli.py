@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,13 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case InstantiationException(__cause__=UserError() as cause):
             return str(cause)
         case InstantiationException(__cause__=TypeError() | ValueError() | ImportError() as cause):
-            if _raised_by_our_code(cause):
+            if _raised_in_our_code(cause):
                 return None
             where = re.search(r"full_key: (\S+)", str(error))
             key = where[1] if where else "config"
             extra = key.removeprefix("logger.")
-            hint = f" Here: pip install -e '.[{extra}]'" if extra != key else ""
+            missing = isinstance(cause, ImportError) and extra != key
+            hint = f" Here: pip install -e '.[{extra}]'" if missing else ""
             return f"{key}: {_one_line(cause)}{hint}"
         case OverrideParseException():
             why = str(error.message).splitlines()[0]
@@ -103,7 +104,10 @@ def sentence(error: Exception, config_name: str) -> str | None:
             refused = re.search(r"ould not override '([^'@]+)'", str(error))
             with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line
                 if refused:
-                    key, known = refused[1], [*groups(), *_keys(defaults(config_name))]
+                    key, known = (
+                        refused[1],
+                        [*groups(), *_keys(defaults(config_name, sys.argv[1:]))],
+                    )
                     hint = did_you_mean(key, known)
                     return f"There is no setting '{key}'{hint} +{key}=... adds it."
             return _one_line(error)
@@ -141,7 +145,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f": did you mean {' or '.join(close)}?" if close else "."
 
 
-def check_types(overrides: Iterable[str], config_name: str) -> None:
+def check_types(overrides: Sequence[str], config_name: str) -> None:
     """Refuse a value of another kind than the one it replaces: `data.batch_size=many`."""
     values = [
         override
@@ -150,26 +154,26 @@ def check_types(overrides: Iterable[str], config_name: str) -> None:
     ]
     if not values:
         return
-    replaced = defaults(config_name)
+    replaced = defaults(config_name, overrides)
     for override in values:
         old, new = OmegaConf.select(replaced, override.key_or_group), override.value()
         if not _same_kind(old, new):
             raise UserError(f"{override.key_or_group} takes a value like {old!r}, not {new!r}.")
 
 
-def defaults(config_name: str) -> DictConfig:
-    """The config with the groups of this command line (`model=...`) and none of its values."""
-    lines = [arg for arg in sys.argv[1:] if arg.partition("=")[0] in groups()]
+def defaults(config_name: str, overrides: Iterable[str]) -> DictConfig:
+    """The config with the groups of these overrides (`model=...`) and none of their values."""
+    lines = [line for line in overrides if line.partition("=")[0] in groups()]
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, lines)
     with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
         return hydra.compose(config_name, lines)
 
 
-def _raised_by_our_code(error: BaseException) -> bool:
-    """Whether a constructor of this package failed, and not the call of it or what it calls."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(innermost).is_relative_to(Path(__file__).parent)
+def _raised_in_our_code(error: BaseException) -> bool:
+    """Whether a constructor of this package failed, and not the call of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).is_relative_to(Path(__file__).parent) for frame in frames)
 
 
 def _same_kind(old: Any, new: Any) -> bool:

@@ -20,6 +20,7 @@ from .errors import UserError
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+MATMUL_PRECISIONS = ("auto", "highest", "high", "medium")
 SHORT_PRECISIONS = {32: "32-true", 16: "16-mixed", "bf16": "bf16-mixed", 64: "64-true"}
 AMPERE = (8, 0)  # the compute capability from which on CUDA has bf16 and TF32 units
 
@@ -62,6 +63,11 @@ class Request:
             raise UserError(
                 f"trainer.accelerator={self.accelerator} is none of {', '.join(ACCELERATORS)}."
             )
+        if self.matmul_precision not in MATMUL_PRECISIONS:
+            raise UserError(
+                f"matmul_precision={self.matmul_precision} is none of"
+                f" {', '.join(MATMUL_PRECISIONS)}."
+            )
         if self.precision not in (*PRECISIONS, *SHORT_PRECISIONS):
             raise UserError(
                 f"trainer.precision={self.precision} is none of {', '.join(PRECISIONS)}."
@@ -94,6 +100,9 @@ def probe() -> Probe:
     from lightning.pytorch.accelerators import MPSAccelerator
 
     def works(device: str) -> bool:
+        # Of several processes each tries its own GPU: a try takes memory there until it ends.
+        if device.startswith("cuda") and os.environ.get("LOCAL_RANK", device[5:]) != device[5:]:
+            return True
         # Hosted Mac runners report MPS and cannot run it; a driver or a wheel can be too old.
         try:
             return torch.ones(2, device=device).sum().item() == 2
@@ -140,17 +149,20 @@ def choose(want: Request, has: Probe) -> Choice:
         UserError: this machine cannot do what is asked.
     """
     accelerator, why = _accelerator(want, has)
-    if want.require_accelerator not in (None, accelerator):
+    required = want.require_accelerator
+    if required not in (None, accelerator) and not (required == "gpu" and accelerator != "cpu"):
         raise UserError(
             f"require_accelerator={want.require_accelerator}, but this is {accelerator}: {why}."
         )
+    devices, why_devices = _devices(want, accelerator, len(has.cuda))
     gpus = has.cuda if accelerator == "cuda" else ()
-    num_workers, why_workers = _num_workers(want, has)
+    gpus = tuple(gpus[i] for i in devices) if isinstance(devices, list) else gpus[:devices]
+    num_workers, why_workers = _num_workers(want, has, len(gpus) or 1)
     ampere = bool(gpus) and all(gpu.capability >= AMPERE for gpu in gpus)
     # Outside CUDA a lower precision than highest would change what CPUs with AMX compute, too.
     policy: dict[str, tuple[Any, str]] = {
         "accelerator": (accelerator, why),
-        "devices": _devices(want, accelerator, len(gpus)),
+        "devices": (devices, why_devices),
         "strategy": _strategy(want, has, accelerator),
         "precision": _precision(want, accelerator, ampere),
         "matmul_precision": ("high", "TF32 units") if ampere else ("highest", "no TF32 units"),
@@ -213,6 +225,8 @@ def _devices(want: Request, accelerator: str, num_gpus: int) -> tuple[Any, str]:
 
 def _strategy(want: Request, has: Probe, accelerator: str) -> tuple[str, str]:
     asked = want.strategy
+    if not isinstance(asked, str):  # one of Lightning's, by its _target_
+        return asked, "asked for"
     if asked.startswith(("ddp", "fsdp")) and accelerator == "mps":
         raise UserError(f"trainer.strategy={asked} does not run on MPS: leave it out.")
     if asked.startswith("fsdp") and accelerator == "cpu":
@@ -238,7 +252,7 @@ def _precision(want: Request, accelerator: str, ampere: bool) -> tuple[str, str]
     return ("bf16-mixed", "native bf16") if ampere else ("16-mixed", "no native bf16")
 
 
-def _num_workers(want: Request, has: Probe) -> tuple[int, str]:
+def _num_workers(want: Request, has: Probe, num_processes: int) -> tuple[int, str]:
     if want.num_workers != "auto":
         if not isinstance(want.num_workers, int) or want.num_workers < 0:
             raise UserError(f"data.num_workers={want.num_workers} is neither auto nor 0 or more.")
@@ -249,7 +263,8 @@ def _num_workers(want: Request, has: Probe) -> tuple[int, str]:
         return 0, f"on {has.system} each worker starts a Python of its own, which takes seconds"
     if has.cores <= 2:
         return 0, f"with {has.cores} cores a worker would take the trainer's own"
-    return min(8, has.cores - 1), f"{has.cores} cores, one of them for the trainer; 8 at most"
+    cores = has.cores // num_processes
+    return max(0, min(8, cores - 1)), f"{cores} cores, one of them for the trainer; 8 at most"
 
 
 TRAINER = ("accelerator", "devices", "strategy", "precision")
@@ -264,7 +279,10 @@ def request(cfg: DictConfig) -> Request:
         matmul_precision=cfg.matmul_precision,
         require_accelerator=cfg.require_accelerator,
     )
-    datamodule = get_class(cfg.data._target_)  # imports PyTorch, so after the checks of names
+    try:
+        datamodule = get_class(cfg.data._target_)  # imports PyTorch, so after the checks of names
+    except (ImportError, ValueError) as error:
+        raise UserError(f"data._target_={cfg.data._target_} cannot be imported: {error}") from error
     return replace(want, in_memory=getattr(datamodule, "in_memory", False))
 
 

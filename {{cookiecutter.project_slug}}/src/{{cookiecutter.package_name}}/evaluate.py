@@ -32,9 +32,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = run.folder / "evaluate"
     folder.mkdir(exist_ok=True)
     trainer, task, datamodule = rebuild(path, cfg, folder)
-    (metrics,) = trainer.test(task, datamodule, verbose=False)
+    metrics: dict[str, float] = {}
+    for tested in trainer.test(task, datamodule, verbose=False):  # one for each test dataloader
+        metrics |= tested
     write_json(folder / "metrics.json", {"checkpoint": str(path), **metrics})
-    return dict(metrics)
+    return metrics
 
 
 def main() -> None:

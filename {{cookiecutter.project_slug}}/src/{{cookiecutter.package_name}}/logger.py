@@ -41,7 +41,10 @@ class _Continued(ExperimentWriter):
         with path.open(newline="") as file:
             rows = csv.DictReader(file)
             self.metrics_keys = list(rows.fieldnames or [])
-            kept = [row for row in rows if int(row["step"]) < step]
+            # A row that a kill has torn has no step.
+            kept = [
+                row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step
+            ]
         part = path.with_name(f"{path.name}.part")
         with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.metrics_keys)

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ DOES_NOT = {
 }
 
 
+CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
+
+
 def identity(cfg: DictConfig) -> str:
     """The first 8 hex digits of a hash over the deciding config and the package's sources."""
     deciding = {key: value for key, value in plain_config(cfg).items() if key in DECIDES}
@@ -42,7 +46,7 @@ def identity(cfg: DictConfig) -> str:
         deciding[group] = {k: v for k, v in deciding[group].items() if k not in keys}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     package = Path(__file__).parent
-    for source in sorted(package.rglob("*.py")):
+    for source in sorted(package.rglob("[!.]*.py")):  # not the lock files of editors
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:8]
@@ -73,6 +77,8 @@ class Run:
         if cfg.resume == "never":
             copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
             folder = next(f for f in itertools.chain([folder], copies) if not f.exists())
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # started by the process that chose it
+                folder = Path(os.environ.get(CHOSEN, folder))
         return cls(folder)
 
     @classmethod
@@ -126,6 +132,7 @@ class Run:
 
     def start(self, cfg: DictConfig) -> None:
         """Make the folder, write down the config with what auto chose, and log to log.txt there."""
+        os.environ[CHOSEN] = str(self.folder)  # for the processes that Lightning starts from here
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
@@ -146,7 +153,7 @@ class Run:
 
 
 def how_long(cfg: DictConfig) -> dict[str, Any]:
-    return {key: cfg.trainer[key] for key in HOW_LONG}
+    return {key: cfg.trainer.get(key) for key in HOW_LONG}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

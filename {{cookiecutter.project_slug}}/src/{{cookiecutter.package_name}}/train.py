@@ -69,19 +69,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
         log.info(f"Going on from {last}")
     try:
         trainer.fit(task, datamodule, ckpt_path=last)
+        metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        keeper = trainer.checkpoint_callback
+        if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
+            metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
+        best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
+        for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
+            metrics |= tested
     except SystemExit as stopped:  # Lightning makes one of Ctrl-C (1) and of SIGTERM (0)
-        log.info(
-            f"Interrupted; the same command goes on from the last whole epoch in {run.folder}."
-        )
+        again = cfg.resume == "auto" and run.last.is_file()
+        then = f"the same command goes on from {run.last}" if again else f"see {run.folder}"
+        log.info(f"Interrupted; {then}.")
         sys.exit(143 if isinstance(stopped, SIGTERMException) else 130)
-
-    metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-    best = trainer.checkpoint_callback
-    if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
-        metrics[f"best {best.monitor}"] = float(best.best_model_score)
-    ckpt_path = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
-    (tested,) = trainer.test(task, datamodule, ckpt_path=ckpt_path, verbose=False)
-    metrics |= tested
     if trainer.is_global_zero:
         run.finish(cfg, metrics)
     return metrics
@@ -94,8 +93,13 @@ def refuse_nonsense(cfg: DictConfig) -> None:
             raise UserError(f"{key}={cfg[key]} is neither {' nor '.join(allowed)}.")
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} is not a whole number from 0 to {2**32 - 1}.")
-    for key in ("max_epochs", "max_steps", "limit_train_batches"):
-        if cfg.trainer[key] == 0:
+    if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
+        raise UserError(
+            f"trainer.max_epochs={cfg.trainer.max_epochs} is not 1 or more: schedules follow from"
+            " it, so set it, and trainer.max_steps or trainer.max_time beside it to stop earlier."
+        )
+    for key in ("max_steps", "limit_train_batches"):
+        if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 would train nothing: use 1 or more.")
 
 

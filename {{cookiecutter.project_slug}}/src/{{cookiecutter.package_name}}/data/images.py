@@ -29,9 +29,10 @@ def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
         return [f"{source.name}[{i}]" for i in range(len(array))], array
     if source.is_dir():
         # Only what Pillow has a reader for: a folder of images often holds a README too.
-        files = sorted(
-            f for f in source.iterdir() if f.suffix.lower() in Image.registered_extensions()
-        )
+        readable = {
+            end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN
+        }
+        files = sorted(file for file in source.iterdir() if file.suffix.lower() in readable)
         if not files:
             raise UserError(
                 f"There is no image in the folder {source}: say input=FILE or input=FOLDER."
@@ -47,6 +48,8 @@ def _read_image(file: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I"):  # conversion would clip it to white
+                raise UserError(f"{file} has more than 8 bits a channel: save it with 8.")
             grey_or_colour = image.convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{file} cannot be read as an image: {error}.") from error

@@ -76,9 +76,8 @@ class ClassificationTask(LightningModule):
     def configure_optimizers(self) -> Any:
         build = self.scheduler["scheduler"]
         filled_in = {}
-        if "steps_per_epoch" in build.keywords:  # OneCycleLR's; only the trainer knows it
-            steps = self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1)
-            filled_in["steps_per_epoch"] = int(steps)
+        if "total_steps" in build.keywords:  # OneCycleLR's
+            filled_in["total_steps"] = int(self.trainer.estimated_stepping_batches)
         try:
             optimizer = self.optimizer(self.parameters())
             scheduler = build(optimizer, **filled_in)
