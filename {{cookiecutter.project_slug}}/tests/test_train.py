@@ -137,6 +137,28 @@ def test_a_run_that_stopped_early_stays_stopped(config: Compose) -> None:
     assert train(asked(40)) == first
 
 
+class PlainTask(ClassificationTask):
+    """A user's own task, without what confusion.png is drawn from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.confusion
+
+    def test_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self._step(batch, "val"))
+
+
+def test_a_task_without_a_confusion_matrix_trains_to_the_end(config: Compose) -> None:
+    own = (f"task._target_={__name__}.PlainTask", "trainer.max_epochs=1")
+    metrics = train(config(*own))
+    assert "test/loss" in metrics
+    assert not list(Run.of(config(*own)).folder.glob("confusion.png"))
+
+
+def test_a_test_set_may_be_left_out(config: Compose) -> None:
+    assert "test/acc" not in train(config("trainer.max_epochs=1", "trainer.limit_test_batches=0"))
+
+
 def test_a_torn_row_of_metrics_does_not_stop_a_run(config: Compose) -> None:
     train(config("trainer.max_epochs=1", "scheduler=constant"))
     longer = config("trainer.max_epochs=2", "scheduler=constant")

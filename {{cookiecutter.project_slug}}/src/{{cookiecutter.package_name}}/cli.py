@@ -79,13 +79,13 @@ def sentence(error: Exception, config_name: str) -> str | None:
     """A user's mistake, told on one line; None for a bug of ours, which deserves its traceback."""
     match error:
         case UserError():
-            return str(error)
+            return _one_line(error)
         case MissingConfigException(missing_cfg_file=str(file), options=[*options]):
             group, _, name = file.rpartition("/")
             hint = did_you_mean(name, options)
             return f"There is no {group} '{name}'{hint} There are: {', '.join(options)}."
         case InstantiationException(__cause__=UserError() as cause):
-            return str(cause)
+            return _one_line(cause)
         case InstantiationException(__cause__=TypeError() | ValueError() | ImportError() as cause):
             if _raised_in_our_code(cause):
                 return None
