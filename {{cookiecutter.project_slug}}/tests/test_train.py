@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from {{ cookiecutter.package_name }} import run
+from {{ cookiecutter.package_name }}.checkpoint import load_run
 from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.run import Run
 from {{ cookiecutter.package_name }}.tasks.classification import (
@@ -157,6 +158,17 @@ def test_a_task_without_a_confusion_matrix_trains_to_the_end(config: Compose) ->
 
 def test_a_test_set_may_be_left_out(config: Compose) -> None:
     assert "test/acc" not in train(config("trainer.max_epochs=1", "trainer.limit_test_batches=0"))
+
+
+def test_a_result_in_mixed_precision_is_that_of_float32(config: Compose) -> None:
+    mixed = config("trainer.precision=bf16-mixed", "trainer.max_epochs=2")
+    metrics = train(mixed)
+    task, datamodule = load_run(str(Run.of(mixed).folder))
+    datamodule.setup("test")
+    inputs, targets = datamodule.splits["test"].tensors
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(task(inputs), targets).item()
+    assert metrics["test/loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_torn_row_of_metrics_does_not_stop_a_run(config: Compose) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,19 @@ def _num_workers(want: Request, has: Probe, num_processes: int) -> tuple[int, st
 
 TRAINER = ("accelerator", "devices", "strategy", "precision")
 LOADER = ("num_workers", "pin_memory", "persistent_workers")
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Without TF32, which CUDA uses in training: for results that other devices give as well."""
+    import torch
+
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def request(cfg: DictConfig) -> Request:

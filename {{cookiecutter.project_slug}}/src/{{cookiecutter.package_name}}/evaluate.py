@@ -28,13 +28,15 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     run, path = Run.find(cfg.run, cfg.runs_dir)
     from .checkpoint import rebuild  # only now: a run that is not there is said at once
+    from .device import exact_float32
 
     folder = run.folder / "evaluate"
     folder.mkdir(exist_ok=True)
     trainer, task, datamodule = rebuild(path, cfg, folder)
     metrics: dict[str, float] = {}
-    for tested in trainer.test(task, datamodule, verbose=False):  # one for each test dataloader
-        metrics |= tested
+    with exact_float32():
+        for tested in trainer.test(task, datamodule, verbose=False):  # one a test dataloader
+            metrics |= tested
     write_json(folder / "metrics.json", {"checkpoint": str(path), **metrics})
     return metrics
 

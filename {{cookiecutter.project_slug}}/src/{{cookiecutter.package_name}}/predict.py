@@ -39,11 +39,13 @@ def predict(cfg: DictConfig) -> Path:
     from .checkpoint import rebuild
     from .data.images import read_images
     from .data.tensors import TensorBatches, take_batch
+    from .device import exact_float32
 
     trainer, task, datamodule = rebuild(path, cfg, run.folder)
     names, inputs = read_images(Path(cfg.input), datamodule.image_shape)
     batches = DataLoader(TensorBatches(inputs), datamodule.batch_size, collate_fn=take_batch)
-    probabilities = torch.cat(trainer.predict(task, batches))  # type: ignore[arg-type]
+    with exact_float32():
+        probabilities = torch.cat(trainer.predict(task, batches))  # type: ignore[arg-type]
 
     output = Path(cfg.output or run.folder / "predictions.csv")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -74,8 +74,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
             metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
         best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
-        for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
-            metrics |= tested
+        with device.exact_float32():
+            for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
+                metrics |= tested
     except SystemExit as stopped:  # Lightning makes one of Ctrl-C (1) and of SIGTERM (0)
         again = cfg.resume == "auto" and run.last.is_file()
         then = f"the same command goes on from {run.last}" if again else f"see {run.folder}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,11 +54,14 @@ class ClassificationTask(LightningModule):
         self._step(batch, "val")
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self._step(batch, "test")
+        # Not in mixed precision: a result is the same on each device, but for float32's rounding.
+        with torch.autocast(self.device.type, enabled=False):
+            self._step(batch, "test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, float32, (batch, num_classes)."""
-        return self(batch[0]).float().softmax(dim=-1)
+        with torch.autocast(self.device.type, enabled=False):
+            return self(batch[0]).float().softmax(dim=-1)
 
     def _step(self, batch: list[Tensor], split: str) -> Tensor:
         inputs, targets = batch
