@@ -43,6 +43,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from .callbacks import SeedEpochs
 
@@ -55,13 +56,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
     task.save_hyperparameters(plain_config(cfg))
     callbacks = [SeedEpochs(cfg.seed), *instantiate(settled.callbacks).values()]
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        run.start(settled)  # before the loggers, which write to the folder
+    else:
+        logging.disable(logging.INFO)  # of several processes one speaks
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
 
-    if trainer.is_global_zero:
-        run.start(settled)
-    else:
-        logging.disable(logging.INFO)  # of several processes one speaks
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
     log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
     last = run.last if run.last.is_file() else None
