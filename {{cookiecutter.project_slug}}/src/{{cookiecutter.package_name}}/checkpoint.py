@@ -79,7 +79,10 @@ def _trusted(target: str) -> bool:
 
 def load_task(path: Path) -> LightningModule:
     """The task of a checkpoint with its weights, on the CPU, in evaluation mode."""
-    checkpoint, config = read(path)
+    return _task(path, *read(path))
+
+
+def _task(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> LightningModule:
     task: LightningModule = instantiate(config.task)
     try:
         task.load_state_dict(checkpoint["state_dict"])
@@ -99,9 +102,9 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
         runs_dir: where `latest` looks.
     """
     _, path = Run.find(run, runs_dir)
-    _, trained = read(path)
+    checkpoint, trained = read(path)
     choice = device.choose(device.Request(), device.probe())
-    return load_task(path), instantiate(device.settle(trained, choice).data)
+    return _task(path, checkpoint, trained), instantiate(device.settle(trained, choice).data)
 
 
 def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, LightningModule, Any]:
@@ -112,7 +115,7 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
         cfg: configs/evaluate.yaml or predict.yaml; its `data` changes that of the run.
         folder: what the callbacks know as `run_dir`.
     """
-    _, trained = read(path)
+    checkpoint, trained = read(path)
     plain = OmegaConf.create(OmegaConf.to_container(cfg))  # without Hydra's guard against new keys
     data = OmegaConf.merge(trained.data, cfg.data)
     cfg = OmegaConf.merge(plain, {"run_dir": str(folder), "data": data})  # type: ignore[assignment]
@@ -129,4 +132,4 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     torch.set_float32_matmul_precision(choice.matmul_precision)
     callbacks = list(instantiate(settled.callbacks).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)
-    return trainer, load_task(path), instantiate(settled.data)
+    return trainer, _task(path, checkpoint, trained), instantiate(settled.data)
