@@ -2,13 +2,24 @@
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+)
+from torch import Tensor
 
+from .errors import UserError
 from .figures import draw_confusion, draw_curves
+from .resume import not_finite
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +55,43 @@ def epoch_line(trainer: L.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{metrics}"
 
 
-class SeedEpochs(Callback):
-    """Seeds each epoch from the seed and the epoch: dropout goes on as if the run had not stopped.
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which forgets the best score so far when the folder of the run was moved."""
 
-    Lightning seeds once, at the start, so that the epochs after a resume would repeat the random
-    numbers of the first ones. The order of the data needs EpochShuffle: Lightning makes the first
-    iterator before this.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+
+class StopAtNonFinite(Callback):
+    """Ends a run whose loss is nan or infinite; Lightning would train on to the end.
+
+    Looks when something is logged anyway, since it makes a GPU wait: a sum tells of every step.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.total = torch.zeros((), device=pl_module.device)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        seed = (self.seed + 1_000_003 * trainer.current_epoch) % 2**32
-        L.seed_everything(seed, workers=True, verbose=False)
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            self.total += loss.detach()
+        if (batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        if not self.total.isfinite():
+            raise UserError(not_finite("loss", trainer))
+        self.total.zero_()
 
 
 class StopEarly(EarlyStopping):

@@ -6,6 +6,7 @@ A file from a stranger runs no code: it is not unpickled, and its config can onl
 trusted below.
 """
 
+import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from hydra.utils import get_object, instantiate
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import device
 from .errors import UserError
 from .run import Run
+from .storage import is_sound, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,21 @@ def _task(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> Lightni
     return task.eval()
 
 
+def load_weights(task: LightningModule, path: Path) -> None:
+    """Copy into `task` what a checkpoint has under the same name and of the same shape.
+
+    Raises:
+        UserError: it has nothing of that.
+    """
+    there, here = read(path)[0]["state_dict"], task.state_dict()
+    fits = {k: v for k, v in there.items() if k in here and here[k].shape == v.shape}
+    if not fits:
+        raise UserError(f"{path} has no weight that fits this model: init_from another one.")
+    task.load_state_dict(fits, strict=False)
+    new = ", ".join(name for name in here if name not in fits)
+    log.info(f"Starting from the weights of {path}" + (f", but for {new}" if new else ""))
+
+
 def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     """The task (best checkpoint, evaluation mode) and the datamodule of a run, for a notebook.
 
@@ -133,3 +151,52 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     callbacks = list(instantiate(settled.callbacks).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)
     return trainer, _task(path, checkpoint, trained), instantiate(settled.data)
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Lightning's, with whole files, and a warning in place of an end when the disk is full.
+
+    A checkpoint of the weights alone, the best, is kept in memory until it can be written: no later
+    one takes its place. One to go on from is not, since a newer one will.
+    """
+
+    def __init__(self) -> None:
+        self.unwritten: dict[Path, dict[str, Any]] = {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        weights_only = "optimizer_states" not in checkpoint
+        self.unwritten.pop(Path(path), None)
+        for earlier in list(self.unwritten):
+            # Before the next one: that would say that this one is there.
+            if not self._write(self.unwritten[earlier], earlier):
+                if weights_only:
+                    self.unwritten[Path(path)] = copy.deepcopy(checkpoint)
+                return
+            del self.unwritten[earlier]
+        if not self._write(checkpoint, Path(path)) and weights_only:
+            self.unwritten[Path(path)] = copy.deepcopy(checkpoint)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> bool:
+        try:
+            write_whole(path, lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as the latter
+            log.warning(f"{path} cannot be written, training goes on: {error}")
+            return False
+        return True
+
+    def write_the_rest(self) -> None:
+        """Once more, at the end.
+
+        Raises:
+            UserError: the disk is still full.
+        """
+        for path in list(self.unwritten):
+            if not self._write(self.unwritten.pop(path), path):
+                raise UserError(f"{path} cannot be written: free some space, and train again.")
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not is_sound(Path(path)):
+            raise UserError(f"{path} is broken: train with resume=never, or take another one.")
+        return super().load_checkpoint(path, *args, **kwargs)

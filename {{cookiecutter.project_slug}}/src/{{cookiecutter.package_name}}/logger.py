@@ -1,11 +1,17 @@
 """metrics.csv, which goes on where it was when the run goes on."""
 
 import csv
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from .storage import write_whole
+
+log = logging.getLogger(__name__)
 
 
 class MetricsCSV(CSVLogger):
@@ -17,37 +23,72 @@ class MetricsCSV(CSVLogger):
     @property
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _Continued(self.log_dir)
+            self._experiment = _Rows(self.log_dir)
         return self._experiment
+
+    @property
+    def rows(self) -> int:
+        """How many there are; set to fewer, the rest is dropped, which came after a checkpoint."""
+        return int(self.experiment.rows)
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self.experiment.keep(rows)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: they stand in config.yaml."""
 
 
-class _Continued(ExperimentWriter):
+class _Rows(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
+        self.rows, self.size = 0, 0  # on disk; the size in bytes
+        self.header: list[str] = []
+        self.warned = False
+
     def _check_log_dir_exists(self) -> None:
-        # Lightning's method of this name deletes the file.
-        self.continues = Path(self.metrics_file_path).is_file()
+        """Nothing: Lightning deletes the file here."""
 
-    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
-        super().log_metrics(metrics_dict, step)
-        if self.continues:
-            self.continues = False
-            self._drop_from(int(self.metrics[-1]["step"]))
+    def keep(self, rows: int) -> None:
+        """Go on after that many rows of the file."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            there = csv.DictReader(file)
+            self.metrics_keys = list(there.fieldnames or [])
+            self._write(list(there)[:rows])
 
-    def _drop_from(self, step: int) -> None:
-        """Drop what was logged after the checkpoint that the run goes on from."""
-        path = Path(self.metrics_file_path)
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            self.metrics_keys = list(rows.fieldnames or [])
-            # A row that a kill has torn has no step.
-            kept = [
-                row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step
-            ]
-        part = path.with_name(f"{path.name}.part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
-        part.replace(path)
+    def save(self) -> None:
+        new = self.metrics
+        if not new:
+            return
+        try:
+            self._record_new_keys()
+            if self.metrics_keys != self.header:
+                self._write(self._read() + new)
+            else:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    file.truncate(self.size)  # a write that failed may have left a part of a row
+                    csv.DictWriter(file, self.metrics_keys).writerows(new)
+                    file.flush()
+                self.rows, self.size = self.rows + len(new), self.path.stat().st_size
+        except OSError as error:  # kept, and written with the next ones
+            if not self.warned:
+                log.warning(f"{self.path} cannot be written, training goes on: {error}")
+            self.warned = True
+            return
+        self.metrics, self.warned = [], False
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.rows:
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))[: self.rows]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
+        self.rows, self.size = len(rows), self.path.stat().st_size
+        self.header = list(self.metrics_keys)

@@ -5,17 +5,23 @@ because there is no clock in the name. Nothing here imports torch, so that a run
 is said at once.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
+from .storage import is_sound, write_whole
+
+log = logging.getLogger(__name__)
 
 # Of the config, what decides the weights, or which of them are kept. The task has its model,
 # optimizer and scheduler in it.
@@ -36,6 +42,7 @@ DOES_NOT = {
 }
 
 
+STARTS_FROM = ("ckpt_path", "init_from")
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
 
 
@@ -45,11 +52,30 @@ def identity(cfg: DictConfig) -> str:
     for group, keys in DOES_NOT.items():
         deciding[group] = {k: v for k, v in deciding[group].items() if k not in keys}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    for key in STARTS_FROM:
+        if (start := start_of(cfg, key)) is not None:
+            with start.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     package = Path(__file__).parent
     for source in sorted(package.rglob("[!.]*.py")):  # not the lock files of editors
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:8]
+
+
+def start_of(cfg: DictConfig, key: str) -> Path | None:
+    """The checkpoint that `ckpt_path` or `init_from` names; its bytes decide the result, too."""
+    where = cfg[key]
+    if where is None:
+        return None
+    if where == "latest":
+        raise UserError(
+            f"{key}=latest would be this run itself the next time: name a folder or file."
+        )
+    run, found = Run.find(str(where), cfg.runs_dir)
+    if key == "ckpt_path" and Path(where).is_dir():
+        found = next(iter(run.checkpoints()), found)
+    return found
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -64,8 +90,30 @@ class Run:
         self.folder = folder
         self.config = folder / "config.yaml"
         self.metrics = folder / "metrics.json"  # written last: a run that has it is finished
-        self.best = folder / "checkpoints" / "best.ckpt"
-        self.last = folder / "checkpoints" / "last.ckpt"
+        self.best = folder / "checkpoints" / "best.ckpt"  # of the weights; for use
+
+    def checkpoint(self, step: int) -> Path:
+        """That of everything after this many optimizer steps; to go on from."""
+        return self.folder / "checkpoints" / f"step_{step:09d}.ckpt"
+
+    def checkpoints(self) -> list[Path]:
+        """Those to go on from, the newest first."""
+        return sorted(self.folder.glob("checkpoints/step_*.ckpt"), reverse=True)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose every byte is right. One that is broken is put aside."""
+        for path in self.checkpoints():
+            if is_sound(path):
+                return path
+            log.warning(f"{path} is broken, and now called {path.name}.broken.")
+            with contextlib.suppress(OSError):  # of several processes one is the first
+                path.replace(path.with_name(f"{path.name}.broken"))
+        return None
+
+    def prune(self) -> None:
+        """Keep the two newest checkpoints: should the newest turn out broken, there is one more."""
+        for old in self.checkpoints()[2:]:
+            old.unlink(missing_ok=True)
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Run":
@@ -103,7 +151,7 @@ class Run:
             in_run = path.parent.name == "checkpoints"
             return cls(path.parent.parent if in_run else path.parent), path
         run = cls(path)
-        for checkpoint in (run.best, run.last):
+        for checkpoint in (run.best, *run.checkpoints()):
             if checkpoint.is_file():
                 return run, checkpoint
         raise UserError(
@@ -130,11 +178,29 @@ class Run:
                 )
         return None
 
-    def start(self, cfg: DictConfig) -> None:
-        """Make the folder, write down the config with what auto chose, and log to log.txt there."""
-        os.environ[CHOSEN] = str(self.folder)  # for the processes that Lightning starts from here
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder, which is made if need be, against every other process.
+
+        Raises:
+            UserError: another one trains in it, or it cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # A while, since the workers of a process that was killed hold it until they notice.
+            with FileLock(self.folder / "lock", timeout=10):
+                for part in self.folder.rglob("*.part"):  # of a write that was killed
+                    part.unlink(missing_ok=True)
+                yield
+        except Timeout as error:
+            raise UserError(
+                f"Another process is training {self.folder}: wait for it, or add resume=never."
+            ) from error
+
+    def start(self, cfg: DictConfig) -> None:
+        """Write down the config with what auto chose, and log to log.txt."""
+        os.environ[CHOSEN] = str(self.folder)  # for the processes that Lightning starts from here
+        try:
             self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
             log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         except OSError as error:
@@ -158,7 +224,5 @@ def how_long(cfg: DictConfig) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write all of the file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    text = json.dumps(values, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))

@@ -9,14 +9,15 @@
 The same command again continues an unfinished run, and shows a finished one.
 """
 
+import contextlib
 import logging
-import sys
 
 from omegaconf import DictConfig, OmegaConf
 
 from . import cli, device
 from .errors import UserError
-from .run import Run, plain_config
+from .run import Run, plain_config, start_of
+from .stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -37,52 +38,79 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if (finished := run.results(cfg)) is not None:
         log.info(f"{run.folder} is finished; resume=never trains it again in a new folder.")
         return finished
+    if cfg.resume == "must" and not run.checkpoints():
+        raise UserError(f"There is nothing to go on from in {run.folder}: leave resume=must out.")
 
-    import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if not first:
+        logging.disable(logging.INFO)  # of several processes one speaks
+    with Stop() as stop, run.alone() if first else contextlib.nullcontext():
+        try:
+            return _train(cfg, choice, run, stop, first)
+        except BaseException:
+            if stop.signal is None:
+                raise
+            again = cfg.resume != "never" and run.checkpoints()
+            then = f"the same command goes on from {again[0]}" if again else f"see {run.folder}"
+            log.info(f"Interrupted; {then}.")
+            stop.exit()
+            raise
+
+
+def _train(
+    cfg: DictConfig, choice: device.Choice, run: Run, stop: Stop, first: bool
+) -> dict[str, float]:
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    from torch import set_float32_matmul_precision
 
-    from .callbacks import SeedEpochs
+    from .checkpoint import CheckpointIO, load_weights
+    from .resume import EpochLoop
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision(choice.matmul_precision)
+    set_float32_matmul_precision(choice.matmul_precision)
     datamodule = instantiate(settled.data)
     task = instantiate(settled.task)
     # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
     task.save_hyperparameters(plain_config(cfg))
-    callbacks = [SeedEpochs(cfg.seed), *instantiate(settled.callbacks).values()]
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    callbacks = list(instantiate(settled.callbacks).values())
+    if first:
         run.start(settled)  # before the loggers, which write to the folder
-    else:
-        logging.disable(logging.INFO)  # of several processes one speaks
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
+    last = run.newest()
+    loop = EpochLoop(trainer, run, seed=cfg.seed, **cfg.save, stop=stop, own=last is not None)
+    trainer.fit_loop.epoch_loop = loop
+    trainer.strategy.checkpoint_io = CheckpointIO()
 
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
     log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
-    last = run.last if run.last.is_file() else None
+    if last is None:
+        last = start_of(cfg, "ckpt_path")
+        if (weights := start_of(cfg, "init_from")) is not None:
+            load_weights(task, weights)
     if last is not None:
         log.info(f"Going on from {last}")
-    try:
-        trainer.fit(task, datamodule, ckpt_path=last)
-        metrics: dict[str, float] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-        keeper = trainer.checkpoint_callback
-        if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
-            metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
-        best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
-        with device.exact_float32():
-            for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
-                metrics |= tested
-    except SystemExit as stopped:  # Lightning makes one of Ctrl-C (1) and of SIGTERM (0)
-        again = cfg.resume == "auto" and run.last.is_file()
-        then = f"the same command goes on from {run.last}" if again else f"see {run.folder}"
-        log.info(f"Interrupted; {then}.")
-        sys.exit(143 if isinstance(stopped, SIGTERMException) else 130)
+    trainer.fit(task, datamodule, ckpt_path=last)
+    loop.save()
+    if stop.signal is not None:
+        stop.exit()
+    trainer.strategy.checkpoint_io.write_the_rest()
+
+    epochs = trainer.fit_loop.epoch_progress.current.ready
+    metrics: dict[str, float] = {"epochs": epochs, "steps": trainer.global_step}
+    keeper = trainer.checkpoint_callback
+    if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
+        metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
+    best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
+    with device.exact_float32():
+        for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
+            metrics |= tested
     if trainer.is_global_zero:
         run.finish(cfg, metrics)
     return metrics
@@ -90,9 +118,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def refuse_nonsense(cfg: DictConfig) -> None:
     """Values that would otherwise be taken for something else, or fail after an hour."""
-    for key, allowed in (("resume", ("auto", "never")), ("mode", ("min", "max"))):
+    for key, allowed in (("resume", ("auto", "never", "must")), ("mode", ("min", "max"))):
         if cfg[key] not in allowed:
-            raise UserError(f"{key}={cfg[key]} is neither {' nor '.join(allowed)}.")
+            raise UserError(f"{key}={cfg[key]} is none of {', '.join(allowed)}.")
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} is not a whole number from 0 to {2**32 - 1}.")
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .tensors import EpochShuffle, TensorBatches, take_batch
+from .tensors import ReplayableSampler, TensorBatches, take_batch
 
 
 class DigitsDataModule(L.LightningDataModule):
@@ -21,6 +21,7 @@ class DigitsDataModule(L.LightningDataModule):
         test_size: fraction of the samples for testing.
         split_seed: which samples these are; apart from `seed`, so that seeds can be compared.
         augment: move each training image by up to one pixel in each direction.
+        seed: of the order of the training samples.
     """
 
     in_memory = True  # tells device.py that workers would gain nothing
@@ -35,6 +36,7 @@ class DigitsDataModule(L.LightningDataModule):
         test_size: float = 0.2,
         split_seed: int = 42,
         augment: bool = False,
+        seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
         persistent_workers: bool = False,
@@ -51,6 +53,7 @@ class DigitsDataModule(L.LightningDataModule):
         self.test_size = test_size
         self.split_seed = split_seed
         self.augment = augment
+        self.seed = seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
@@ -87,7 +90,7 @@ class DigitsDataModule(L.LightningDataModule):
             self.splits[split] = TensorBatches(inputs[indices], targets[indices])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        order = EpochShuffle(len(self.splits["train"]), torch.initial_seed())
+        order = ReplayableSampler(self.splits["train"], self.seed)
         # A last batch of another size would cost MPS a new graph, and batch norm its statistics.
         return self._loader("train", sampler=order, drop_last=True)
 
@@ -98,7 +101,7 @@ class DigitsDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def _loader(
-        self, split: str, sampler: EpochShuffle | None = None, drop_last: bool = False
+        self, split: str, sampler: ReplayableSampler | None = None, drop_last: bool = False
     ) -> DataLoader[Any]:
         return DataLoader(
             self.splits[split],
@@ -109,8 +112,6 @@ class DigitsDataModule(L.LightningDataModule):
             pin_memory=self.pin_memory,
             persistent_workers=self.persistent_workers,
             collate_fn=take_batch,
-            # Each iterator draws a number for its workers: not from those of dropout.
-            generator=torch.Generator(),
         )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:

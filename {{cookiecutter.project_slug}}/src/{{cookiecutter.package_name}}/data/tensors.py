@@ -3,11 +3,14 @@
 Fetching and collating sample by sample is most of a small job's time; indexing once a batch is not.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sized
+from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 
 class TensorBatches(Dataset[tuple[Tensor, ...]]):
@@ -26,30 +29,29 @@ class TensorBatches(Dataset[tuple[Tensor, ...]]):
         return [tensor[indices] for tensor in self.tensors]
 
 
-class EpochShuffle(Sampler[int]):
-    """A new order for each epoch, which is the same whenever that epoch comes: after a resume, too.
+class ReplayableSampler(DistributedSampler[Any]):
+    """PyTorch's, whose order follows from seed and epoch, and which can start anywhere in it.
+
+    Each of several processes gets its own part; Lightning calls `set_epoch` before each epoch.
 
     Args:
-        length: of the dataset.
+        dataset: only its length counts.
         seed: of all orders.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
+    def __init__(self, dataset: Sized, seed: int) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        world_size, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        # PyTorch adds the epoch to the seed; without a factor, seeds would share their orders.
+        super().__init__(dataset, world_size, rank, seed=1_000_003 * seed)  # type: ignore[arg-type]
+        self.start = 0  # how many samples of this epoch to leave out: they are trained already
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
+        super().set_epoch(epoch)
+        self.start = 0
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        # A generator, which starts with the first batch: Lightning calls iter() before set_epoch().
-        source = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        yield from torch.randperm(self.length, generator=source).tolist()
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(super().__iter__(), self.start, None)
 
 
 def take_batch(batch: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,349 @@
+"""A run that stops between any two batches goes on as if it had not, to the same bits.
+
+Three things make it so: before each batch every random number generator is seeded from its
+position, so that none has a state to save; a checkpoint is taken only between two batches, where
+nothing is half done; and what Lightning leaves out of it is put in. The order of the data is the
+sampler's (data/tensors.py); how a file is written and found safely stands in storage.py.
+"""
+
+import hashlib
+import logging
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning import Trainer
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+
+from .data.tensors import ReplayableSampler
+from .errors import UserError
+from .run import Run
+from .stopping import Stop
+
+log = logging.getLogger(__name__)
+
+PRICE = 0.02  # of the time of a short run, for its checkpoints
+LOGGED = (  # what self.log() was called with
+    "fx",
+    "name",
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "metric_attribute",
+)
+
+
+def seed_position(device: torch.device, *position: int) -> None:
+    """Seed Python, NumPy, PyTorch and `device` from (seed, epoch, batch, rank, ...).
+
+    Not torch.manual_seed, which asks every backend that there is and takes 300 times as long.
+    """
+    digest = hashlib.blake2b(repr(position).encode(), digest_size=4).digest()
+    seed = int.from_bytes(digest, "little")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, which can go on between any two of them.
+
+    Lightning guesses from its counters where a checkpoint was taken, and where it guesses wrong it
+    repeats or skips a validation, a scheduler's step or an epoch. Here there is nothing to guess.
+
+    Args:
+        trainer: gets this loop in place of its own.
+        run: its checkpoints are these.
+        seed: of every random number.
+        every_n_minutes: how often to save in a long epoch; in short ones it is done at their
+            starts, as often as it costs `PRICE` of the time.
+        every_n_steps: in place of both.
+        stop: says when to save and end.
+        own: the checkpoint to go on from is of this run, not one that the user has chosen.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: Run,
+        *,
+        seed: int,
+        every_n_minutes: float,
+        every_n_steps: int | None,
+        stop: Stop,
+        own: bool,
+    ) -> None:
+        super().__init__(trainer, trainer.min_steps, trainer.max_steps)
+        self.val_loop = ValidationLoop(
+            trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+        )
+        self.saved_run = run
+        self.seed = seed
+        self.every_n_minutes = every_n_minutes
+        self.every_n_steps = every_n_steps
+        self.stop = stop
+        self.own = own
+        self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
+        self.saved_at, self.saved_step, self.seconds_to_save = time.monotonic(), 0, 0.0
+        self.half_validated = False  # the checkpoint was taken in the validation after a batch
+        # Of self.log(): the running averages of an epoch that max_steps has ended.
+        self.cut_off: dict[str, Any] | None = None
+
+    # How an epoch begins, and goes on.
+
+    def reset(self) -> None:
+        fit_loop = self.trainer.fit_loop
+        # Lightning leaves this on for the epoch, and no plateau scheduler is stepped at its end.
+        for loop in (fit_loop, self, self.val_loop):
+            loop._restarting = False
+        if not fit_loop.restarted_mid_epoch:
+            super().reset()
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        self.stop.deferred = True
+        self.stop.take_over()
+        if self.trainer.current_epoch > 0:
+            self._seed(-1)  # DataLoader(shuffle=True) draws the order of the epoch
+        if self.trainer.fit_loop.is_resuming:
+            batch = self.batch_progress.current.ready
+            self._go_to(batch, data_fetcher)
+            # Lightning would begin the averages anew, as at the first batch of an epoch.
+            self.trainer._logger_connector._first_loop_iter = False if batch else None
+        super().on_run_start(data_fetcher)
+        if self.half_validated:
+            self.half_validated = False
+            self.on_advance_end(data_fetcher)
+
+    def _go_to(self, batch: int, data_fetcher: Any) -> None:
+        """Make `batch` the next one. Lightning has called iter() before it knew the epoch."""
+        loaders = data_fetcher.combined_loader.flattened
+        sampler = getattr(loaders[0], "sampler", None)
+        if len(loaders) == 1 and isinstance(sampler, ReplayableSampler):
+            sampler.start = batch * loaders[0].batch_size
+            iter(data_fetcher)
+            return
+        if self.trainer.current_epoch > 0:
+            iter(data_fetcher)
+        for skipped in range(batch):
+            self._seed(skipped)
+            next(data_fetcher)
+        data_fetcher.fetched = 0  # on_run_start adds them
+
+    def advance(self, data_fetcher: Any) -> None:
+        # Inside an accumulation the gradients so far would be lost: they are in no checkpoint.
+        if self.batch_progress.current.ready % self.trainer.accumulate_grad_batches == 0:
+            self._between_batches()
+        super().advance(data_fetcher)
+
+    def _between_batches(self) -> None:
+        several = self.trainer.world_size > 1
+        if several and self.batch_progress.current.ready % 10:
+            return  # to agree, GPUs must wait for each other
+        agree = self.trainer.strategy.reduce_boolean_decision
+        if agree(self._due() or self.stop.signal is not None, all=False):
+            stopped = agree(self.stop.signal is not None, all=False)
+            self.save()
+            if stopped:
+                self.stop.exit()
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        super().on_advance_end(data_fetcher)
+        if self._is_training_done and not self._num_ready_batches_reached():
+            self.cut_off = self._running_metrics()
+
+    def _on_before_fetch(self) -> None:
+        super()._on_before_fetch()
+        self._seed(self.batch_progress.current.ready)
+
+    def between_validation_batches(self, batch: int) -> None:
+        if self.trainer.sanity_checking:
+            return
+        done = self.batch_progress.current.ready
+        whole = done % self.trainer.accumulate_grad_batches == 0
+        if self.stop.signal is not None and whole and self.trainer.world_size == 1:
+            self.half_validated = True
+            self.save()
+            self.stop.exit()
+        self._seed(done, batch)
+
+    def _seed(self, *batch: int) -> None:
+        trainer = self.trainer
+        position = (self.seed, trainer.current_epoch, trainer.global_rank, *batch)
+        seed_position(trainer.strategy.root_device, *position)
+
+    def teardown(self) -> None:
+        self.stop.deferred = False
+        super().teardown()
+
+    # When and what is saved.
+
+    def _due(self) -> bool:
+        step = self.trainer.global_step
+        if not self.saves or step == self.saved_step:
+            return False
+        if self.every_n_steps is not None:
+            return step - self.saved_step >= self.every_n_steps
+        waited = time.monotonic() - self.saved_at
+        if waited < self.seconds_to_save / PRICE:
+            return False
+        return self.batch_progress.current.ready == 0 or waited >= 60 * self.every_n_minutes
+
+    def save(self) -> None:
+        """Write a checkpoint of what is now, and keep it and the one before.
+
+        Raises:
+            UserError: the weights are no longer numbers, and would spoil it.
+        """
+        if not self.saves or self.trainer.global_step == self.saved_step:
+            return
+        started = time.monotonic()
+        weights = [p.detach() for p in self.trainer.lightning_module.parameters()]
+        if not torch.nn.utils.get_total_norm(weights).isfinite():
+            raise UserError(not_finite("weights", self.trainer))
+        for logger in self.trainer.loggers:
+            logger.save()  # so that it has all that was logged before
+        path = self.saved_run.checkpoint(self.trainer.global_step)
+        self.trainer.save_checkpoint(path, weights_only=False)
+        if self.trainer.is_global_zero:
+            self.saved_run.prune()
+        self.saved_at, self.saved_step = time.monotonic(), self.trainer.global_step
+        self.seconds_to_save = self.saved_at - started
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        connector = self.trainer._logger_connector
+        running = [self._running_metrics() if self.cut_off is None else self.cut_off]
+        if self.trainer.world_size > 1:
+            running *= self.trainer.world_size
+            dist.all_gather_object(running, running[0])
+        return super().on_save_checkpoint() | {
+            "step": self.trainer.global_step,
+            "half_validated": self.half_validated,
+            "cut_off": self.cut_off is not None,
+            "running": running,
+            # A scheduler or callback may look at the last validation's.
+            "callback_metrics": dict(connector._callback_metrics),
+            "progress_bar_metrics": dict(connector._progress_bar_metrics),
+            "rows": [getattr(logger, "rows", None) for logger in self.trainer.loggers],
+            "made_on": self._made_on(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        self._compare(state_dict["made_on"])
+        self.saved_at, self.saved_step = time.monotonic(), state_dict["step"]
+        self.half_validated = state_dict["half_validated"]
+        # Lightning has counted an epoch that max_steps has ended as a whole one.
+        if state_dict["cut_off"] and self.saved_step != self.max_steps:
+            progress = self.trainer.fit_loop.epoch_progress
+            for count in (progress.total, progress.current):
+                count.processed -= 1  # type: ignore[attr-defined]
+                count.completed -= 1
+        connector = self.trainer._logger_connector
+        connector._callback_metrics.update(state_dict["callback_metrics"])
+        connector._progress_bar_metrics.update(state_dict["progress_bar_metrics"])
+        for logger, rows in zip(self.trainer.loggers, state_dict["rows"], strict=False):
+            if rows is not None and hasattr(logger, "rows"):
+                logger.rows = rows
+        ranks = len(state_dict["running"])
+        self._restore_metrics(state_dict["running"][self.trainer.global_rank % ranks])
+
+    # The running averages of an epoch, of which Lightning saves none.
+
+    def _running_metrics(self) -> dict[str, Any]:
+        running = {}
+        for key, result in self._results.items():
+            if not result.meta.on_epoch:
+                continue
+            metric = result if result.is_tensor else result.value
+            state = {name: getattr(metric, name) for name in metric._defaults}
+            running[key] = {
+                "state": move_data_to_device(state, torch.device("cpu")),
+                "updates": metric._update_count,
+                "logged": {name: getattr(result.meta, name) for name in LOGGED},
+                "reduce_fx": result.meta.reduce_fx.__name__,
+                "sync_dist": result.meta.sync.should,
+                "rank_zero_only": result.meta.sync.rank_zero_only,
+            }
+        return running
+
+    def _restore_metrics(self, running: dict[str, Any]) -> None:
+        trainer = self.trainer
+        for key, saved in running.items():
+            attribute = saved["logged"]["metric_attribute"]
+            metric: Any = None
+            if attribute is not None:
+                metric = trainer.lightning_module.get_submodule(attribute)
+            self._results.log(
+                **saved["logged"],
+                value=torch.zeros((), device=trainer.strategy.root_device)
+                if metric is None
+                else metric,
+                reduce_fx=getattr(torch, saved["reduce_fx"]),
+                sync_dist=saved["sync_dist"],
+                sync_dist_fn=trainer.strategy.reduce,
+                rank_zero_only=saved["rank_zero_only"],
+                batch_size=1,
+            )
+            metric = self._results[key] if metric is None else metric
+            for name, value in move_data_to_device(saved["state"], metric.device).items():
+                setattr(metric, name, value)
+            metric._update_count = saved["updates"]
+
+    # Where the same bits cannot be promised.
+
+    def _made_on(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "accelerator": trainer.strategy.root_device.type,
+            "devices": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        here = self._made_on()
+        if saved["devices"] != here["devices"] and self.own:
+            raise UserError(
+                f"This run has {saved['devices']} devices, not {here['devices']}: take"
+                f" trainer.devices={saved['devices']}, or resume=never to start a new run, or"
+                " ckpt_path=CHECKPOINT to go on all the same."
+            )
+        if here["accelerator"] != "cpu":
+            del here["threads"]  # they compute nothing
+        for what, now in here.items():
+            if saved[what] != now:
+                hint = f" (OMP_NUM_THREADS={saved[what]})" if what == "threads" else ""
+                log.warning(
+                    f"The run goes on, but not to the same bits: it was saved with"
+                    f" {what} {saved[what]}{hint}, and this is {now}."
+                )
+
+
+class ValidationLoop(_EvaluationLoop):
+    """Lightning's, which can be stopped, and whose random numbers follow from the position."""
+
+    def _on_before_fetch(self) -> None:
+        super()._on_before_fetch()
+        epoch_loop = self.trainer.fit_loop.epoch_loop
+        assert isinstance(epoch_loop, EpochLoop)
+        epoch_loop.between_validation_batches(self.batch_progress.current.ready)
+
+
+def not_finite(what: str, trainer: Trainer) -> str:
+    """One sentence for a user whose numbers have overflowed."""
+    return (
+        f"The {what} became nan or infinite by epoch {trainer.current_epoch + 1}, step"
+        f" {trainer.global_step}: lower optimizer.lr, set trainer.gradient_clip_val, or look at the"
+        " data; the checkpoints from before are kept."
+    )

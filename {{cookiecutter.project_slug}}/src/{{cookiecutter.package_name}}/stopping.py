@@ -1,0 +1,55 @@
+"""How a run that is told to stop ends: after its step, saved, with a status that says why."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+# What a person (SIGINT), a container, a cluster or a cloud (the others) sends before it kills.
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # Windows has the first two
+
+
+class Stop:
+    """While it is entered, a signal stops the run: at once, or where `deferred` at the next batch.
+
+    The exit status is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second
+    signal ends the process on the spot; files are written so that this harms none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        self.take_over()
+        return self
+
+    def take_over(self) -> None:
+        """Again once Lightning trains, since it puts its own handler for SIGTERM in front."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets only the main thread handle signals
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            # Ignored: a script has started this in the background and means to keep Ctrl-C off it.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before = signal.signal(number, self._handle)
+                self._before.setdefault(number, before)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        if not self.deferred:
+            self.exit()
+
+    def exit(self) -> None:
+        """End with the status of the signal."""
+        assert self.signal is not None
+        sys.exit(128 + self.signal)
