@@ -37,19 +37,14 @@ def evaluated(where: Path, *overrides: str) -> dict[str, float]:
     return evaluate(cfg)
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_every_checkpoint_loads_weights_only(finished: Finished, name: str) -> None:
-    run, _ = finished
-    checkpoint = torch.load(getattr(run, name), map_location="cpu", weights_only=True)
-    assert checkpoint["hyper_parameters"]["trainer"]["accelerator"] == "auto"
-
-
-def test_the_last_checkpoint_is_of_the_last_step_even_if_another_is_the_best(
-    finished: Finished,
-) -> None:
+def test_every_checkpoint_loads_weights_only(finished: Finished) -> None:
     run, metrics = finished
-    checkpoint = torch.load(run.last, map_location="cpu", weights_only=True)
-    assert checkpoint["global_step"] == metrics["steps"]
+    assert run.best.is_file()
+    for path in (run.best, *run.checkpoints()):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        assert checkpoint["hyper_parameters"]["trainer"]["accelerator"] == "auto"
+    newest = torch.load(run.checkpoints()[0], map_location="cpu", weights_only=True)
+    assert newest["global_step"] == metrics["steps"]
 
 
 def test_evaluate_gives_the_numbers_of_the_test_in_train(

@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Run, dict[str, fl
     there = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.*")}
     assert there >= {
         "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
+        "checkpoints/step_000000072.ckpt",
         "config.yaml",
         "confusion.png",
         "curves.png",

@@ -40,6 +40,8 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
         UserError: it is not a whole checkpoint of this project, or wants to run something else.
     """
     try:
+        if not is_sound(path):
+            raise ValueError("it is broken")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["hyper_parameters"]
         data, task = config["data"], config["task"]
@@ -93,6 +95,16 @@ def _task(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> Lightni
         reason = " ".join(str(error).split())
         raise UserError(f"{path} was made by other code than this: {reason}") from error
     return task.eval()
+
+
+def with_everything(path: Path) -> None:
+    """See that a run can go on from `path`, and not only start with its weights.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if "optimizer_states" not in read(path)[0]:
+        raise UserError(f"{path} holds the weights alone: say init_from={path} to start from them.")
 
 
 def load_weights(task: LightningModule, path: Path) -> None:

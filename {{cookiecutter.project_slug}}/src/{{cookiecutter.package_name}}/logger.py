@@ -51,7 +51,9 @@ class _Rows(ExperimentWriter):
         """Nothing: Lightning deletes the file here."""
 
     def keep(self, rows: int) -> None:
-        """Go on after that many rows of the file."""
+        """Go on after that many rows of the file, if it is there."""
+        if not self.path.is_file():
+            return
         with self.path.open(newline="", encoding="utf-8") as file:
             there = csv.DictReader(file)
             self.metrics_keys = list(there.fieldnames or [])

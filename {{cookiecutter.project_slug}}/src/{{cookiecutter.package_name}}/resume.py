@@ -122,7 +122,7 @@ class EpochLoop(_TrainingEpochLoop):
             self.trainer._logger_connector._first_loop_iter = False if batch else None
         super().on_run_start(data_fetcher)
         if self.half_validated:
-            self.half_validated = False
+            self.half_validated, self.saved_step = False, -1  # there is more to save now
             self.on_advance_end(data_fetcher)
 
     def _go_to(self, batch: int, data_fetcher: Any) -> None:
@@ -263,9 +263,9 @@ class EpochLoop(_TrainingEpochLoop):
     def _running_metrics(self) -> dict[str, Any]:
         running = {}
         for key, result in self._results.items():
-            if not result.meta.on_epoch:
-                continue
             metric = result if result.is_tensor else result.value
+            if not result.meta.on_epoch or not metric._update_count:
+                continue
             state = {name: getattr(metric, name) for name in metric._defaults}
             running[key] = {
                 "state": move_data_to_device(state, torch.device("cpu")),

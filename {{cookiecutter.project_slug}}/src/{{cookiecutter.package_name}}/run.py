@@ -36,6 +36,7 @@ DOES_NOT = {
         "model_summary",
         "learning_rate",
         "device_stats",
+        "non_finite",
         "curves",
         "confusion",
     ),
@@ -44,6 +45,7 @@ DOES_NOT = {
 
 STARTS_FROM = ("ckpt_path", "init_from")
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
+PATIENCE = 10  # seconds until a folder counts as taken
 
 
 def identity(cfg: DictConfig) -> str:
@@ -188,7 +190,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # A while, since the workers of a process that was killed hold it until they notice.
-            with FileLock(self.folder / "lock", timeout=10):
+            with FileLock(self.folder / "lock", timeout=PATIENCE):
                 for part in self.folder.rglob("*.part"):  # of a write that was killed
                     part.unlink(missing_ok=True)
                 yield

@@ -67,7 +67,7 @@ def _train(
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torch import set_float32_matmul_precision
 
-    from .checkpoint import CheckpointIO, load_weights
+    from .checkpoint import CheckpointIO, load_weights, with_everything
     from .resume import EpochLoop
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
@@ -91,7 +91,8 @@ def _train(
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
     log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
     if last is None:
-        last = start_of(cfg, "ckpt_path")
+        if (last := start_of(cfg, "ckpt_path")) is not None:
+            with_everything(last)
         if (weights := start_of(cfg, "init_from")) is not None:
             load_weights(task, weights)
     if last is not None:

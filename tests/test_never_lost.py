@@ -1,0 +1,90 @@
+"""Whatever happens to a run: the same command, and the same bits as if nothing had happened.
+
+`faults.py` does it, in the environment of the project; here stands what is tried, and what must be.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+from conftest import TEMPLATE, run
+
+PACKAGE = "my_lightning_project"
+EVERYTHING = (*faults.FAULTS, *faults.OTHER)
+NEEDS_ROOT = tuple(name for name in faults.OTHER if name.startswith("disk_full"))  # to mount one
+ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"  # noqa: PTH112
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
+
+
+def tried(project: Path, folder: Path, variant: str, *names: str) -> list[dict[str, object]]:
+    """What `faults.py` says of each fault: how often it was tried, and how often all was the same."""
+    folder.mkdir()
+    done = run(
+        sys.executable,
+        TEMPLATE / "tests" / "faults.py",
+        folder,
+        PACKAGE,
+        variant,
+        ",".join(names),
+        PYTHONPATH=str(project / "src"),
+        OMP_NUM_THREADS="1",
+        TMPDIR=ELSEWHERE,  # a checkpoint that goes through there would be torn
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def wrong(lines: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [line for line in lines if not line["tried"] or line["tried"] != line["exact"]]
+
+
+@pytest.mark.parametrize("fault", [*EVERYTHING, "killed_at_random=2"])
+def test_no_fault_changes_a_bit_of_the_default_job(
+    project: Path, tmp_path: Path, fault: str, by_fault: dict[str, dict[str, object]]
+) -> None:
+    if fault in NEEDS_ROOT and os.geteuid() != 0:
+        pytest.skip("only root can mount a disk to fill")
+    assert not wrong([by_fault[fault.partition("=")[0]]])
+
+
+@pytest.fixture(scope="module")
+def by_fault(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, object]]:
+    root = os.geteuid() == 0
+    names = [fault for fault in EVERYTHING if root or fault not in NEEDS_ROOT]
+    folder = tmp_path_factory.mktemp("default") / "runs"
+    lines = tried(project, folder, "default", *names, "killed_at_random=2")
+    return {str(line["fault"]): line for line in lines}
+
+
+@pytest.mark.parametrize("variant", faults.VARIANTS)
+def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(
+    project: Path, tmp_path: Path, variant: str
+) -> None:
+    assert not wrong(tried(project, tmp_path / "runs", variant, "every_checkpoint=9"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", faults.VARIANTS)
+def test_no_fault_changes_a_bit_of_any_job(
+    project: Path, tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every fault, every checkpoint, and 36 kills at random: with all variants over 300."""
+    names = [fault for fault in EVERYTHING if os.geteuid() == 0 or fault not in NEEDS_ROOT]
+    times = ("every_checkpoint", "killed_at_random=12")
+    lines = tried(project, tmp_path / "runs", variant, *names, *times)
+    with capsys.disabled():
+        print(f"\n{variant}")
+        for line in lines:
+            extra = (
+                f", {line['kills']} kills, {line['in_writes']} in a write"
+                if "kills" in line
+                else ""
+            )
+            print(f"  {line['fault']:32} {line['exact']} of {line['tried']} exact{extra}")
+    assert not wrong(lines)
