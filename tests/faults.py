@@ -1,10 +1,11 @@
 """Runs of a generated project that are killed, stopped and robbed of their disk, one fault each.
 
-    python faults.py FOLDER PACKAGE VARIANT[,VARIANT] FAULT[,FAULT]
+    python faults.py FOLDER PACKAGE VARIANT[,VARIANT] FAULT[=TIMES][,FAULT] [OVERRIDE ...]
 
-For each variant the undisturbed run comes first. After each fault the same command is given again, and what it leaves must be the
-undisturbed run's, bit for bit: the weights, the best weights, and every logged number. PyTorch is imported once: each run is a fork of
-this process, whose command line is the real one. Prints a line of JSON for each fault.
+For each variant the undisturbed run comes first. After each fault the same command is given again, and
+what it leaves must be the undisturbed run's, bit for bit: the weights, the best weights, and every
+logged number. PyTorch is imported once: each run is a fork of this process, whose command line is the
+real one. Prints a line of JSON for each fault.
 """
 
 import contextlib
@@ -69,6 +70,8 @@ class Project:
             module, ("resume", "checkpoint", "storage")
         )
         self.Run = module("run").Run
+        for slow in ("sklearn.datasets", "sklearn.model_selection", "matplotlib.pyplot"):
+            importlib.import_module(slow)  # once, and not in every fork
         self.folder = folder
         self.batches, self.seconds = 0, 0.0  # of the undisturbed run
         self.kills, self.kills_in_writes = 0, 0
@@ -430,10 +433,10 @@ def outcomes_of(
 
 
 def main() -> None:
-    where, package, variants, faults = sys.argv[1:5]
+    where, package, variants, faults, *overrides = sys.argv[1:]
     project, dice = Project(package, Path(where)), random.Random(0)
     for variant in variants.split(","):
-        options = VARIANTS[variant]
+        options = (*VARIANTS[variant], *overrides)
         project.folder = cleared(Path(where) / "undisturbed")
         started = time.monotonic()
         status = project.train_once(options)

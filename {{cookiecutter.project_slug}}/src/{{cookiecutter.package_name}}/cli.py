@@ -7,6 +7,7 @@ that `--help` and such mistakes answer at once.
 
 import contextlib
 import difflib
+import errno
 import functools
 import logging
 import os
@@ -113,6 +114,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"The disk is full ({error}): free some space, and give the same command again."
         case RuntimeError() if "conditioned on metric" in str(error):  # EarlyStopping's monitor
             return _one_line(error)
     # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.

@@ -187,17 +187,23 @@ class Run:
         Raises:
             UserError: another one trains in it, or it cannot be written.
         """
+        # A while, since the workers of a process that was killed hold it until they notice.
+        lock = FileLock(self.folder / "lock", timeout=PATIENCE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A while, since the workers of a process that was killed hold it until they notice.
-            with FileLock(self.folder / "lock", timeout=PATIENCE):
-                for part in self.folder.rglob("*.part"):  # of a write that was killed
-                    part.unlink(missing_ok=True)
-                yield
+            lock.acquire()
         except Timeout as error:
             raise UserError(
                 f"Another process is training {self.folder}: wait for it, or add resume=never."
             ) from error
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}.") from error
+        try:
+            for part in self.folder.rglob("*.part"):  # of a write that was killed
+                part.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
 
     def start(self, cfg: DictConfig) -> None:
         """Write down the config with what auto chose, and log to log.txt."""
