@@ -44,7 +44,7 @@ def wrong(lines: list[dict[str, object]]) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("fault", [*EVERYTHING, "killed_at_random=2"])
 def test_no_fault_changes_a_bit_of_the_default_job(
-    project: Path, tmp_path: Path, fault: str, by_fault: dict[str, dict[str, object]]
+    fault: str, by_fault: dict[str, dict[str, object]]
 ) -> None:
     if fault in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("only root can mount a disk to fill")
@@ -62,11 +62,20 @@ def by_fault(
     return {str(line["fault"]): line for line in lines}
 
 
+@pytest.fixture(scope="module")
+def by_variant(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("variants") / "runs"
+    lines = tried(project, folder, ",".join(faults.VARIANTS), "every_checkpoint=12")
+    return {str(line["variant"]): line for line in lines}
+
+
 @pytest.mark.parametrize("variant", faults.VARIANTS)
 def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(
-    project: Path, tmp_path: Path, variant: str
+    variant: str, by_variant: dict[str, dict[str, object]]
 ) -> None:
-    assert not wrong(tried(project, tmp_path / "runs", variant, "every_checkpoint=9"))
+    assert not wrong([by_variant[variant]])
 
 
 @pytest.mark.slow
