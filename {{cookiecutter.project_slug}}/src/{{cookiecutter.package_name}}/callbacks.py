@@ -56,10 +56,14 @@ def epoch_line(trainer: L.Trainer) -> str:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, which forgets the best score so far when the folder of the run was moved."""
+    """Lightning's, which forgets the best score when the folder of the run has moved.
+
+    Here it counts if its weights are in this folder: they are not where `ckpt_path` is another run.
+    """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        if Path(self.format_checkpoint_name({})).is_file():
+            super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class StopAtNonFinite(Callback):

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
+from .averages import restore_averages, running_averages
 from .data.tensors import ReplayableSampler
 from .errors import UserError
 from .run import Run
@@ -29,17 +29,6 @@ from .stopping import Stop
 log = logging.getLogger(__name__)
 
 PRICE = 0.02  # of the time of a short run, for its checkpoints
-LOGGED = (  # what self.log() was called with
-    "fx",
-    "name",
-    "prog_bar",
-    "logger",
-    "on_step",
-    "on_epoch",
-    "enable_graph",
-    "add_dataloader_idx",
-    "metric_attribute",
-)
 
 
 def seed_position(device: torch.device, *position: int) -> None:
@@ -70,6 +59,7 @@ class EpochLoop(_TrainingEpochLoop):
             starts, as often as it costs `PRICE` of the time.
         every_n_steps: in place of both.
         stop: says when to save and end.
+        device_name: whose bits these are.
         own: the checkpoint to go on from is of this run, not one that the user has chosen.
     """
 
@@ -82,6 +72,7 @@ class EpochLoop(_TrainingEpochLoop):
         every_n_minutes: float,
         every_n_steps: int | None,
         stop: Stop,
+        device_name: str,
         own: bool,
     ) -> None:
         super().__init__(trainer, trainer.min_steps, trainer.max_steps)
@@ -93,6 +84,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
         self.stop = stop
+        self.device_name = device_name
         self.own = own
         self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
         self.saved_at, self.saved_step, self.seconds_to_save = time.monotonic(), 0, 0.0
@@ -160,7 +152,7 @@ class EpochLoop(_TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: Any) -> None:
         super().on_advance_end(data_fetcher)
         if self._is_training_done and not self._num_ready_batches_reached():
-            self.cut_off = self._running_metrics()
+            self.cut_off = running_averages(self._results)
 
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
@@ -222,7 +214,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         connector = self.trainer._logger_connector
-        running = [self._running_metrics() if self.cut_off is None else self.cut_off]
+        running = [running_averages(self._results) if self.cut_off is None else self.cut_off]
         if self.trainer.world_size > 1:
             running *= self.trainer.world_size
             dist.all_gather_object(running, running[0])
@@ -256,57 +248,16 @@ class EpochLoop(_TrainingEpochLoop):
             if rows is not None and hasattr(logger, "rows"):
                 logger.rows = rows
         ranks = len(state_dict["running"])
-        self._restore_metrics(state_dict["running"][self.trainer.global_rank % ranks])
-
-    # The running averages of an epoch, of which Lightning saves none.
-
-    def _running_metrics(self) -> dict[str, Any]:
-        running = {}
-        for key, result in self._results.items():
-            metric = result if result.is_tensor else result.value
-            if not result.meta.on_epoch or not metric._update_count:
-                continue
-            state = {name: getattr(metric, name) for name in metric._defaults}
-            running[key] = {
-                "state": move_data_to_device(state, torch.device("cpu")),
-                "updates": metric._update_count,
-                "logged": {name: getattr(result.meta, name) for name in LOGGED},
-                "reduce_fx": result.meta.reduce_fx.__name__,
-                "sync_dist": result.meta.sync.should,
-                "rank_zero_only": result.meta.sync.rank_zero_only,
-            }
-        return running
-
-    def _restore_metrics(self, running: dict[str, Any]) -> None:
-        trainer = self.trainer
-        for key, saved in running.items():
-            attribute = saved["logged"]["metric_attribute"]
-            metric: Any = None
-            if attribute is not None:
-                metric = trainer.lightning_module.get_submodule(attribute)
-            self._results.log(
-                **saved["logged"],
-                value=torch.zeros((), device=trainer.strategy.root_device)
-                if metric is None
-                else metric,
-                reduce_fx=getattr(torch, saved["reduce_fx"]),
-                sync_dist=saved["sync_dist"],
-                sync_dist_fn=trainer.strategy.reduce,
-                rank_zero_only=saved["rank_zero_only"],
-                batch_size=1,
-            )
-            metric = self._results[key] if metric is None else metric
-            for name, value in move_data_to_device(saved["state"], metric.device).items():
-                setattr(metric, name, value)
-            metric._update_count = saved["updates"]
+        restore_averages(self.trainer, state_dict["running"][self.trainer.global_rank % ranks])
 
     # Where the same bits cannot be promised.
 
     def _made_on(self) -> dict[str, Any]:
         trainer = self.trainer
         return {
-            "accelerator": trainer.strategy.root_device.type,
             "devices": trainer.world_size,
+            "accelerator": trainer.strategy.root_device.type,
+            "device": self.device_name,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
@@ -321,13 +272,11 @@ class EpochLoop(_TrainingEpochLoop):
             )
         if here["accelerator"] != "cpu":
             del here["threads"]  # they compute nothing
-        for what, now in here.items():
-            if saved[what] != now:
-                hint = f" (OMP_NUM_THREADS={saved[what]})" if what == "threads" else ""
-                log.warning(
-                    f"The run goes on, but not to the same bits: it was saved with"
-                    f" {what} {saved[what]}{hint}, and this is {now}."
-                )
+        other = [what for what in here if saved[what] != here[what]]
+        if other:
+            was, now = (", ".join(f"{what} {of[what]}" for what in other) for of in (saved, here))
+            hint = f" (OMP_NUM_THREADS={saved['threads']} would)" if other == ["threads"] else ""
+            log.warning(f"Saved with {was}; with {now} it goes on, but not to the same bits{hint}.")
 
 
 class ValidationLoop(_EvaluationLoop):

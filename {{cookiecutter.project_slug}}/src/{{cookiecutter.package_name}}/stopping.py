@@ -50,6 +50,5 @@ class Stop:
             self.exit()
 
     def exit(self) -> None:
-        """End with the status of the signal."""
-        assert self.signal is not None
-        sys.exit(128 + self.signal)
+        """End with the status of the signal, which another process of the run may have got."""
+        sys.exit(128 + (self.signal or signal.SIGTERM))

@@ -84,8 +84,15 @@ def _train(
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
     last = run.newest()
-    loop = EpochLoop(trainer, run, seed=cfg.seed, **cfg.save, stop=stop, own=last is not None)
-    trainer.fit_loop.epoch_loop = loop
+    loop = trainer.fit_loop.epoch_loop = EpochLoop(
+        trainer,
+        run,
+        seed=cfg.seed,
+        **cfg.save,
+        stop=stop,
+        device_name=choice.name,
+        own=last is not None,
+    )
     trainer.strategy.checkpoint_io = CheckpointIO()
 
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
