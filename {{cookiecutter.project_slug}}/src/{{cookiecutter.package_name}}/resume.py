@@ -89,8 +89,8 @@ class EpochLoop(_TrainingEpochLoop):
         self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
         self.saved_at, self.saved_step, self.seconds_to_save = time.monotonic(), 0, 0.0
         self.half_validated = False  # the checkpoint was taken in the validation after a batch
-        # Of self.log(): the running averages of an epoch that max_steps has ended.
-        self.cut_off: dict[str, Any] | None = None
+        self.cut_off = False  # max_steps has ended the epoch
+        self.averages: dict[str, Any] | None = None  # to save, if not what they are now
 
     # How an epoch begins, and goes on.
 
@@ -151,8 +151,9 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         super().on_advance_end(data_fetcher)
+        self.averages = None
         if self._is_training_done and not self._num_ready_batches_reached():
-            self.cut_off = running_averages(self._results)
+            self.cut_off, self.averages = True, running_averages(self.trainer)
 
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
@@ -161,6 +162,8 @@ class EpochLoop(_TrainingEpochLoop):
     def between_validation_batches(self, batch: int) -> None:
         if self.trainer.sanity_checking:
             return
+        if batch == 0:  # those of the validation do not count: it will be done again
+            self.averages = running_averages(self.trainer)
         done = self.batch_progress.current.ready
         whole = done % self.trainer.accumulate_grad_batches == 0
         if self.stop.signal is not None and whole and self.trainer.world_size == 1:
@@ -214,14 +217,14 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         connector = self.trainer._logger_connector
-        running = [running_averages(self._results) if self.cut_off is None else self.cut_off]
+        running = [self.averages or running_averages(self.trainer)]
         if self.trainer.world_size > 1:
             running *= self.trainer.world_size
             dist.all_gather_object(running, running[0])
         return super().on_save_checkpoint() | {
             "step": self.trainer.global_step,
             "half_validated": self.half_validated,
-            "cut_off": self.cut_off is not None,
+            "cut_off": self.cut_off,
             "running": running,
             # A scheduler or callback may look at the last validation's.
             "callback_metrics": dict(connector._callback_metrics),
