@@ -49,8 +49,6 @@ def microseconds_per_step(package: str, never_lost: bool) -> float:
             cfg = compose("train", [f"trainer.max_epochs={EPOCHS}", f"run_dir={folder}"])
         device = module("device")
         settled = device.settle(cfg, device.choose(device.request(cfg), device.probe()))
-        if not never_lost:
-            del settled.callbacks.non_finite
         seed_everything(cfg.seed, workers=True, verbose=False)
         datamodule, task, clock = instantiate(settled.data), instantiate(settled.task), Clock()
         callbacks = [*instantiate(settled.callbacks).values(), clock]

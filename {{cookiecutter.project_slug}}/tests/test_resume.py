@@ -19,7 +19,7 @@ from conftest import Compose, names
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from {{ cookiecutter.package_name }} import checkpoint
+from {{ cookiecutter.package_name }} import checkpoint, resume
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.run import Run
@@ -221,6 +221,27 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(
     for path in Run.of(cfg).checkpoints():
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_checkpoints_come_by_time_in_long_epochs_and_at_the_start_of_short_ones(
+    config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "prune", lambda self: None)
+    monkeypatch.setattr(resume, "PRICE", 1e9)  # they cost nothing
+    always = config(*SMALL, "save.every_n_steps=null", "save.every_n_minutes=0")
+    train(always)
+    steps = [int(path.stem.removeprefix("step_")) for path in Run.of(always).checkpoints()]
+    assert steps == list(range(10, 0, -1))
+    seldom = config(*SMALL, "save.every_n_steps=null", "resume=never")
+    run = Run.of(seldom)
+    train(seldom)
+    assert [path.stem for path in run.checkpoints()] == ["step_000000010", "step_000000005"]
+    monkeypatch.setattr(resume, "PRICE", 1e-9)  # they cost too much
+    dear = config(*SMALL, "save.every_n_steps=null", "save.every_n_minutes=0", "resume=never")
+    run = Run.of(dear)
+    train(dear)
+    # Until the first, nobody knows what one costs; the last is always there.
+    assert [path.stem for path in run.checkpoints()] == ["step_000000010", "step_000000001"]
 
 
 def test_a_second_process_in_the_same_folder_is_refused(

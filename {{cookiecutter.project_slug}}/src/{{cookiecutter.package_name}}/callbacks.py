@@ -2,12 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -15,11 +13,8 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     RichProgressBar,
 )
-from torch import Tensor
 
-from .errors import UserError
 from .figures import draw_confusion, draw_curves
-from .resume import not_finite
 
 log = logging.getLogger(__name__)
 
@@ -64,38 +59,6 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if Path(self.format_checkpoint_name({})).is_file():
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
-
-
-class StopAtNonFinite(Callback):
-    """Ends a run whose loss is nan or infinite; Lightning would train on to the end.
-
-    Looks when something is logged anyway, since it makes a GPU wait: a sum tells of every step.
-    """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.total = torch.zeros((), device=pl_module.device)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self.total += loss.detach()
-        if (batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            self._look(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer)
-
-    def _look(self, trainer: L.Trainer) -> None:
-        if not self.total.isfinite():
-            raise UserError(not_finite("loss", trainer))
-        self.total.zero_()
 
 
 class StopEarly(EarlyStopping):

@@ -193,7 +193,7 @@ class CheckpointIO(TorchCheckpointIO):
     def _write(self, checkpoint: dict[str, Any], path: Path) -> bool:
         try:
             write_whole(path, lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as the latter
+        except OSError as error:
             log.warning(f"{path} cannot be written, training goes on: {error}")
             return False
         return True

@@ -70,6 +70,8 @@ def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
     start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     try:
         start(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if said := sentence(error, config_name):
             sys.exit(said)

@@ -8,8 +8,10 @@ sampler's (data/tensors.py); how a file is written and found safely stands in st
 
 import hashlib
 import logging
+import math
 import random
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,11 +85,16 @@ class EpochLoop(_TrainingEpochLoop):
         self.seed = seed
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
+        self.watch_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self.stop = stop
         self.device_name = device_name
         self.own = own
         self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
         self.saved_at, self.saved_step, self.seconds_to_save = time.monotonic(), 0, 0.0
+        # A call of a callback takes as long as all of this loop's own work.
+        self.automatic_optimization.run = self._watched(self.automatic_optimization.run)  # type: ignore[method-assign]
+        self.manual_optimization.run = self._watched(self.manual_optimization.run)  # type: ignore[method-assign]
+        self.losses: float | torch.Tensor = 0.0  # their sum: nan or infinite if one was
         self.half_validated = False  # the checkpoint was taken in the validation after a batch
         self.cut_off = False  # max_steps has ended the epoch
         self.averages: dict[str, Any] | None = None  # to save, if not what they are now
@@ -139,6 +146,8 @@ class EpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def _between_batches(self) -> None:
+        if self.batch_progress.current.ready % self.watch_every == 0:
+            self._refuse_non_finite()
         several = self.trainer.world_size > 1
         if several and self.batch_progress.current.ready % 10:
             return  # to agree, GPUs must wait for each other
@@ -152,7 +161,9 @@ class EpochLoop(_TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: Any) -> None:
         super().on_advance_end(data_fetcher)
         self.averages = None
-        if self._is_training_done and not self._num_ready_batches_reached():
+        if self._num_ready_batches_reached():
+            self._refuse_non_finite()
+        elif self._is_training_done:
             self.cut_off, self.averages = True, running_averages(self.trainer)
 
     def _on_before_fetch(self) -> None:
@@ -181,6 +192,27 @@ class EpochLoop(_TrainingEpochLoop):
         self.stop.deferred = False
         super().teardown()
 
+    def _watched(self, optimize: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any) -> Any:
+            outputs = optimize(*args)
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            if isinstance(loss, torch.Tensor):
+                self.losses = self.losses + loss.detach()
+            return outputs
+
+        return watched
+
+    def _refuse_non_finite(self) -> None:
+        """Lightning would train on. A GPU must wait for this, so it is not done at every step."""
+        if not math.isfinite(self.losses):
+            epoch, step = self.trainer.current_epoch + 1, self.trainer.global_step
+            raise UserError(
+                f"The loss or a weight became nan or infinite by epoch {epoch}, step {step}: lower"
+                " optimizer.lr, set trainer.gradient_clip_val,"
+                " or look at the data; the checkpoints from before are kept."
+            )
+        self.losses = 0.0
+
     # When and what is saved.
 
     def _due(self) -> bool:
@@ -198,14 +230,15 @@ class EpochLoop(_TrainingEpochLoop):
         """Write a checkpoint of what is now, and keep it and the one before.
 
         Raises:
-            UserError: the weights are no longer numbers, and would spoil it.
+            UserError: a loss or a weight is no number, which would spoil it.
         """
         if not self.saves or self.trainer.global_step == self.saved_step:
             return
         started = time.monotonic()
-        weights = [p.detach() for p in self.trainer.lightning_module.parameters()]
-        if not torch.nn.utils.get_total_norm(weights).isfinite():
-            raise UserError(not_finite("weights", self.trainer))
+        # A step can spoil the weights after a loss that was still a number.
+        weights = [weight.detach() for weight in self.trainer.lightning_module.parameters()]
+        self.losses = self.losses + torch.nn.utils.get_total_norm(weights)
+        self._refuse_non_finite()
         for logger in self.trainer.loggers:
             logger.save()  # so that it has all that was logged before
         path = self.saved_run.checkpoint(self.trainer.global_step)
@@ -290,12 +323,3 @@ class ValidationLoop(_EvaluationLoop):
         epoch_loop = self.trainer.fit_loop.epoch_loop
         assert isinstance(epoch_loop, EpochLoop)
         epoch_loop.between_validation_batches(self.batch_progress.current.ready)
-
-
-def not_finite(what: str, trainer: Trainer) -> str:
-    """One sentence for a user whose numbers have overflowed."""
-    return (
-        f"The {what} became nan or infinite by epoch {trainer.current_epoch + 1}, step"
-        f" {trainer.global_step}: lower optimizer.lr, set trainer.gradient_clip_val, or look at the"
-        " data; the checkpoints from before are kept."
-    )

@@ -36,7 +36,6 @@ DOES_NOT = {
         "model_summary",
         "learning_rate",
         "device_stats",
-        "non_finite",
         "curves",
         "confusion",
     ),

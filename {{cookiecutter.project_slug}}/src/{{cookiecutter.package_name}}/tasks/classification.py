@@ -39,24 +39,31 @@ class ClassificationTask(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        # Not validated: that reads every target, and a GPU would have to wait for it.
+        self.train_acc, self.val_acc, self.test_acc = (
+            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
+        )
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        loss = self._step(batch, "train")
+        # A call of self.log takes as long as a small step, so there are none in between.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss)
+        if self.trainer.is_last_batch:
+            self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._log_averages(self._step(batch, "val"), "val")
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         # Not in mixed precision: a result is the same on each device, but for float32's rounding.
         with torch.autocast(self.device.type, enabled=False):
-            self._step(batch, "test")
+            self._log_averages(self._step(batch, "test"), "test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, float32, (batch, num_classes)."""
@@ -68,14 +75,15 @@ class ClassificationTask(LightningModule):
         logits = self(inputs)
         smoothing = self.label_smoothing if split == "train" else 0.0
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        accuracy = getattr(self, f"{split}_acc")
-        accuracy.update(logits, targets)
+        getattr(self, f"{split}_acc").update(logits, targets)
         if split == "test":
             self.confusion.update(logits, targets)
-        self.log(f"{split}/loss", loss, prog_bar=split == "val", sync_dist=split != "train")
-        # An epoch's accuracy is computed once, at its end.
-        self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
+
+    def _log_averages(self, loss: Tensor, split: str) -> None:
+        accuracy = getattr(self, f"{split}_acc")
+        self.log(f"{split}/loss", loss, prog_bar=split == "val", sync_dist=True)
+        self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         build = self.scheduler["scheduler"]
