@@ -117,6 +117,8 @@ class Project:
         """What must not depend on where a run was stopped."""
         run = self.run
         newest = load(run.checkpoints()[0])
+        for path in run.folder.glob("checkpoints/*.ckpt"):
+            load(path)  # every file is whole, and plain data
         with (run.folder / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         return {
