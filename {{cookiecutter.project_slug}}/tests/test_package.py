@@ -1,5 +1,6 @@
 """What is installed is the wheel, so the wheel is what must work."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,21 +34,35 @@ def test_the_wheel_has_every_config_and_source(installed: Path) -> None:
     assert CONFIGS.relative_to(sources) / "train.yaml" in theirs
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
-def test_its_console_scripts_run_from_a_foreign_folder(
-    installed: Path, name: str, tmp_path: Path
-) -> None:
+def run_script(
+    installed: Path, name: str, argument: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
     scripts = installed / Path(sysconfig.get_path("scripts")).name
     (script,) = scripts.glob(f"*-{name}*")
     paths = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [script, "--help"],
-        cwd=tmp_path,
+    return subprocess.run(
+        [script, argument],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_its_console_scripts_run_from_a_foreign_folder(
+    installed: Path, name: str, tmp_path: Path
+) -> None:
+    done = run_script(installed, name, "--help", tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"model: {', '.join(names('model'))}" in done.stdout
+
+
+def test_its_doctor_runs_from_a_foreign_folder(installed: Path, tmp_path: Path) -> None:
+    done = run_script(installed, "doctor", "--json", tmp_path)
+    rows = {row["name"]: row["state"] for row in json.loads(done.stdout)["rows"]}
+    assert rows["device cpu"] == "ok"
+    assert "auto accelerator" in rows
+    assert list(tmp_path.iterdir()) == []
