@@ -217,6 +217,8 @@ def test_a_change_of_code_makes_a_new_run(
     shutil.copytree(Path(run.__file__).parent, edited)
     monkeypatch.setattr(run, "__file__", str(edited / "run.py"))
     assert Run.of(config()).folder == before
+    (edited / "doctor" / "new.py").write_text("x = 1")  # no run uses it
+    assert Run.of(config()).folder == before
     (edited / "models" / "new.py").write_text("x = 1")
     assert Run.of(config()).folder != before
 

@@ -42,6 +42,7 @@ DOES_NOT = {
 }
 
 
+BESIDE = ("doctor", "rehearse")  # folders of the package that no run uses
 STARTS_FROM = ("ckpt_path", "init_from")
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
 PATIENCE = 10  # seconds until a folder counts as taken
@@ -59,6 +60,8 @@ def identity(cfg: DictConfig) -> str:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     package = Path(__file__).parent
     for source in sorted(package.rglob("[!.]*.py")):  # not the lock files of editors
+        if source.parent.name in BESIDE:
+            continue
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:8]
