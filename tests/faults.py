@@ -55,6 +55,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "workers": ("data.num_workers=2",),
     "augment": ("data.augment=true", "data.num_workers=2"),
     "max_steps": ("trainer.max_steps=24",),
+    "every_second_epoch": (
+        "trainer.check_val_every_n_epoch=2",
+        "trainer.max_epochs=4",
+        "trainer.limit_train_batches=8",
+        "scheduler=plateau",
+        "+scheduler.frequency=2",
+    ),
 }
 
 
@@ -87,6 +94,7 @@ class Project:
             os.dup2(output, 1)
             os.dup2(output, 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.setpgid(0, 0)
             sys.argv = ["train", f"runs_dir={self.folder}/runs", *SMALL, *options]
             prepare()
             self.train.main()
@@ -170,6 +178,11 @@ def send(*numbers: int) -> Callable[[], None]:
     return now
 
 
+def send_to_all(number: int) -> Callable[[], None]:
+    """To the loader's workers too, as a terminal and some clusters do."""
+    return lambda: os.killpg(0, number)
+
+
 def fail() -> None:
     raise ConnectionAbortedError("a fault of the test")
 
@@ -194,6 +207,16 @@ def step(count: int, do: Callable[[], None]) -> Callable[[Project], None]:
 
 def validation(count: int, do: Callable[[], None]) -> Callable[[Project], None]:
     return lambda project: at_call(project.task, "validation_step", count, do)
+
+
+def long_validation(count: int, do: Callable[[], None]) -> Callable[[Project], None]:
+    """A checkpoint is taken before a validation that takes long; here every one does."""
+
+    def happens(project: Project) -> None:
+        project.resume.LONG, project.resume.PRICE = -1, 1e9
+        validation(count, do)(project)
+
+    return happens
 
 
 def test(do: Callable[[], None]) -> Callable[[Project], None]:
@@ -255,6 +278,9 @@ FAULTS = {
     "sigterm_at_last_batch": Fault(step(20, send(TERM)), 128 + TERM),
     "sigterm_at_the_very_last_batch": Fault(step(-1, send(TERM)), 128 + TERM),
     "sigterm_in_validation": Fault(validation(7, send(TERM)), 128 + TERM),
+    "sigterm_in_long_validation": Fault(long_validation(7, send(TERM)), 128 + TERM),
+    "sigterm_to_the_group": Fault(step(17, send_to_all(TERM)), 128 + TERM),
+    "sigint_to_the_group": Fault(step(17, send_to_all(INT)), 128 + INT),
     "sigterm_in_test": Fault(test(send(TERM)), 128 + TERM),
     "sigterm_twice": Fault(step(17, send(TERM, TERM)), 128 + TERM),
     "sigint_in_epoch": Fault(step(17, send(INT)), 128 + INT),
@@ -359,7 +385,10 @@ def killed_at_random(project: Project, options: tuple[str, ...], dice: random.Ra
         os.kill(pid, KILL)
         os.waitpid(pid, 0)
         project.kills += 1
-        project.kills_in_writes += bool(list(project.folder.rglob("*.part")))
+        torn = list(project.folder.rglob("*.part"))
+        project.kills_in_writes += bool(torn)
+        for part in torn:
+            part.unlink()  # counted; of the next kill there is another
     status = project.train_once(options)
     return "" if status == 0 else f"status {status}"
 

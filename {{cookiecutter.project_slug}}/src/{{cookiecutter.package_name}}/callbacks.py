@@ -67,6 +67,7 @@ class StopEarly(EarlyStopping):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+            log.info("It had stopped early, and stays so.")
 
 
 class Curves(Callback):

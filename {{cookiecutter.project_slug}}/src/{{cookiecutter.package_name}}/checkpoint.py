@@ -8,6 +8,7 @@ trusted below.
 
 import copy
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,29 @@ def _task(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> Lightni
     return task.eval()
 
 
-def with_everything(path: Path) -> None:
-    """See that a run can go on from `path`, and not only start with its weights.
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written, and can be read."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch has many kinds for a file that is broken
+        return False
+    return is_sound(path)
+
+
+def refuse_to_go_on(path: Path, task: LightningModule, cfg: DictConfig) -> None:
+    """Say why a run of `cfg` cannot go on from the checkpoint of another one.
 
     Raises:
-        UserError: it cannot.
+        UserError: it holds the weights alone, or those of another model, or another optimizer's.
     """
-    if "optimizer_states" not in read(path)[0]:
+    checkpoint, trained = read(path)
+    if "optimizer_states" not in checkpoint:
         raise UserError(f"{path} holds the weights alone: say init_from={path} to start from them.")
+    there, here = checkpoint["state_dict"], task.state_dict()
+    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
+        raise UserError(f"{path} is of another model: say init_from={path} for what fits.")
+    if trained.optimizer._target_ != cfg.optimizer._target_:
+        raise UserError(f"{path} is of {trained.optimizer._target_}: say init_from={path}.")
 
 
 def load_weights(task: LightningModule, path: Path) -> None:
@@ -165,6 +181,18 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     return trainer, _task(path, checkpoint, trained), instantiate(settled.data)
 
 
+def _prove(path: Path) -> None:
+    """Refuse now what would else be found out when it is needed."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = re.search(r"Unsupported \w+: (.*?) was not", str(error))
+        raise UserError(
+            f"A checkpoint of this run could not be read again ({reason[1] if reason else error}):"
+            " hyper-parameters and states must be tensors and plain Python data."
+        ) from error
+
+
 class CheckpointIO(TorchCheckpointIO):
     """Lightning's, with whole files, and a warning in place of an end when the disk is full.
 
@@ -173,6 +201,7 @@ class CheckpointIO(TorchCheckpointIO):
     """
 
     def __init__(self) -> None:
+        self.proven = False  # that what is written can be read
         self.unwritten: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(
@@ -196,6 +225,9 @@ class CheckpointIO(TorchCheckpointIO):
         except OSError as error:
             log.warning(f"{path} cannot be written, training goes on: {error}")
             return False
+        if not self.proven:
+            _prove(path)
+            self.proven = True
         return True
 
     def write_the_rest(self) -> None:

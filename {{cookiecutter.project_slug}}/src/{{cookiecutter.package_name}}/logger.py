@@ -1,8 +1,10 @@
 """metrics.csv, which goes on where it was when the run goes on."""
 
+import contextlib
 import csv
 import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ class MetricsCSV(CSVLogger):
 
     @property
     def rows(self) -> int:
-        """How many there are; set to fewer, the rest is dropped, which came after a checkpoint."""
+        """How many are on the disk; set to fewer, the rest is dropped, newer than a checkpoint."""
+        self.experiment.sync()
         return int(self.experiment.rows)
 
     @rows.setter
@@ -79,6 +82,10 @@ class _Rows(ExperimentWriter):
             self.warned = True
             return
         self.metrics, self.warned = [], False
+
+    def sync(self) -> None:
+        with contextlib.suppress(OSError), self.path.open("rb+") as file:
+            os.fsync(file.fileno())
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.rows:

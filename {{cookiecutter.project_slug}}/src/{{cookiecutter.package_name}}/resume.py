@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .stopping import Stop
 log = logging.getLogger(__name__)
 
 PRICE = 0.02  # of the time of a short run, for its checkpoints
+LONG = 5  # seconds of a validation before which a checkpoint is taken
 
 
 def seed_position(device: torch.device, *position: int) -> None:
@@ -60,6 +62,7 @@ class EpochLoop(_TrainingEpochLoop):
         every_n_minutes: how often to save in a long epoch; in short ones it is done at their
             starts, as often as it costs `PRICE` of the time.
         every_n_steps: in place of both.
+        how_long: what ends the training; if it is another one, an end so far was none.
         stop: says when to save and end.
         device_name: whose bits these are.
         own: the checkpoint to go on from is of this run, not one that the user has chosen.
@@ -73,6 +76,7 @@ class EpochLoop(_TrainingEpochLoop):
         seed: int,
         every_n_minutes: float,
         every_n_steps: int | None,
+        how_long: dict[str, Any],
         stop: Stop,
         device_name: str,
         own: bool,
@@ -87,6 +91,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.every_n_steps = every_n_steps
         self.watch_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         self.stop = stop
+        self.how_long = how_long
         self.device_name = device_name
         self.own = own
         self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
@@ -95,8 +100,12 @@ class EpochLoop(_TrainingEpochLoop):
         self.automatic_optimization.run = self._watched(self.automatic_optimization.run)  # type: ignore[method-assign]
         self.manual_optimization.run = self._watched(self.manual_optimization.run)  # type: ignore[method-assign]
         self.losses: float | torch.Tensor = 0.0  # their sum: nan or infinite if one was
-        self.half_validated = False  # the checkpoint was taken in the validation after a batch
-        self.cut_off = False  # max_steps has ended the epoch
+        self.accumulate: int | None = None
+        self.stepped_to = 0  # global_step at the end of the last batch but one
+        # A checkpoint was taken after a batch, before its validation.
+        self.before_validation = False
+        self.seconds_to_validate = 0.0
+        self.cut_off = False  # max_steps or the like has ended the epoch
         self.averages: dict[str, Any] | None = None  # to save, if not what they are now
 
     # How an epoch begins, and goes on.
@@ -115,13 +124,16 @@ class EpochLoop(_TrainingEpochLoop):
         if self.trainer.current_epoch > 0:
             self._seed(-1)  # DataLoader(shuffle=True) draws the order of the epoch
         if self.trainer.fit_loop.is_resuming:
+            if self.trainer.fit_loop.restarted_mid_epoch and self.accumulate is not None:
+                # GradientAccumulationScheduler sets it in on_train_epoch_start, which has been.
+                self.trainer.accumulate_grad_batches = self.accumulate
             batch = self.batch_progress.current.ready
             self._go_to(batch, data_fetcher)
             # Lightning would begin the averages anew, as at the first batch of an epoch.
             self.trainer._logger_connector._first_loop_iter = False if batch else None
         super().on_run_start(data_fetcher)
-        if self.half_validated:
-            self.half_validated, self.saved_step = False, -1  # there is more to save now
+        if self.before_validation:
+            self.before_validation, self.saved_step = False, -1  # there is more to save after it
             self.on_advance_end(data_fetcher)
 
     def _go_to(self, batch: int, data_fetcher: Any) -> None:
@@ -129,20 +141,25 @@ class EpochLoop(_TrainingEpochLoop):
         loaders = data_fetcher.combined_loader.flattened
         sampler = getattr(loaders[0], "sampler", None)
         if len(loaders) == 1 and isinstance(sampler, ReplayableSampler):
-            sampler.start = batch * loaders[0].batch_size
+            sampler.start = batch * (loaders[0].batch_size or 1)
             iter(data_fetcher)
             return
         if self.trainer.current_epoch > 0:
+            # It may fetch a batch in advance, as it does when an epoch begins without a resume.
+            data_fetcher._start_profiler = lambda: self._seed(0)
             iter(data_fetcher)
         for skipped in range(batch):
-            self._seed(skipped)
+            data_fetcher._start_profiler = partial(self._seed, skipped)
             next(data_fetcher)
         data_fetcher.fetched = 0  # on_run_start adds them
 
     def advance(self, data_fetcher: Any) -> None:
-        # Inside an accumulation the gradients so far would be lost: they are in no checkpoint.
-        if self.batch_progress.current.ready % self.trainer.accumulate_grad_batches == 0:
+        # Inside an accumulation, a task's own too, the gradients so far are in no checkpoint.
+        task, step = self.trainer.lightning_module, self.trainer.global_step
+        first = self.batch_progress.current.ready == 0 and task.automatic_optimization
+        if first or step != self.stepped_to:
             self._between_batches()
+        self.stepped_to = step
         super().advance(data_fetcher)
 
     def _between_batches(self) -> None:
@@ -159,11 +176,20 @@ class EpochLoop(_TrainingEpochLoop):
                 self.stop.exit()
 
     def on_advance_end(self, data_fetcher: Any) -> None:
+        started = time.monotonic()
+        validates = self._should_check_val_fx(data_fetcher)
+        long = self.seconds_to_validate > max(LONG, self.seconds_to_save / PRICE)
+        if validates and long and self.trainer.global_step != self.stepped_to:
+            # So that a signal need not wait for its end. Within, the weights may be averaged ones.
+            self.before_validation = True
+            self.save()
         super().on_advance_end(data_fetcher)
-        self.averages = None
+        self.before_validation = False
+        if validates:
+            self.seconds_to_validate = time.monotonic() - started
         if self._num_ready_batches_reached():
             self._refuse_non_finite()
-        elif self._is_training_done:
+        elif self.done:
             self.cut_off, self.averages = True, running_averages(self.trainer)
 
     def _on_before_fetch(self) -> None:
@@ -173,15 +199,9 @@ class EpochLoop(_TrainingEpochLoop):
     def between_validation_batches(self, batch: int) -> None:
         if self.trainer.sanity_checking:
             return
-        if batch == 0:  # those of the validation do not count: it will be done again
-            self.averages = running_averages(self.trainer)
-        done = self.batch_progress.current.ready
-        whole = done % self.trainer.accumulate_grad_batches == 0
-        if self.stop.signal is not None and whole and self.trainer.world_size == 1:
-            self.half_validated = True
-            self.save()
+        if self.before_validation and self.stop.signal is not None and self.trainer.world_size == 1:
             self.stop.exit()
-        self._seed(done, batch)
+        self._seed(self.batch_progress.current.ready, batch)
 
     def _seed(self, *batch: int) -> None:
         trainer = self.trainer
@@ -236,8 +256,9 @@ class EpochLoop(_TrainingEpochLoop):
             return
         started = time.monotonic()
         # A step can spoil the weights after a loss that was still a number.
-        weights = [weight.detach() for weight in self.trainer.lightning_module.parameters()]
-        self.losses = self.losses + torch.nn.utils.get_total_norm(weights)
+        weights = self.trainer.lightning_module.parameters()
+        trained = [weight.detach() for weight in weights if weight.requires_grad]
+        self.losses = self.losses + torch.nn.utils.get_total_norm(trained)
         self._refuse_non_finite()
         for logger in self.trainer.loggers:
             logger.save()  # so that it has all that was logged before
@@ -256,8 +277,11 @@ class EpochLoop(_TrainingEpochLoop):
             dist.all_gather_object(running, running[0])
         return super().on_save_checkpoint() | {
             "step": self.trainer.global_step,
-            "half_validated": self.half_validated,
+            "before_validation": self.before_validation,
             "cut_off": self.cut_off,
+            "should_stop": self.trainer.should_stop,
+            "how_long": self.how_long,
+            "accumulate": self.trainer.accumulate_grad_batches,
             "running": running,
             # A scheduler or callback may look at the last validation's.
             "callback_metrics": dict(connector._callback_metrics),
@@ -269,10 +293,15 @@ class EpochLoop(_TrainingEpochLoop):
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
         self._compare(state_dict["made_on"])
-        self.saved_at, self.saved_step = time.monotonic(), state_dict["step"]
-        self.half_validated = state_dict["half_validated"]
-        # Lightning has counted an epoch that max_steps has ended as a whole one.
-        if state_dict["cut_off"] and self.saved_step != self.max_steps:
+        self.saved_at, self.stepped_to = time.monotonic(), state_dict["step"]
+        self.before_validation = state_dict["before_validation"]
+        if self.own:
+            self.saved_step, self.accumulate = state_dict["step"], state_dict["accumulate"]
+        # Where everything is done here, a loader that has a state must not get it.
+        self.trainer.fit_loop._combined_loader_states_to_load = []
+        if self.own and state_dict["how_long"] == self.how_long:
+            self.trainer.should_stop = state_dict["should_stop"]
+        elif state_dict["cut_off"]:  # Lightning has counted that epoch as a whole one
             progress = self.trainer.fit_loop.epoch_progress
             for count in (progress.total, progress.current):
                 count.processed -= 1  # type: ignore[attr-defined]

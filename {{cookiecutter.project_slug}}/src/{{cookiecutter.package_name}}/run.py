@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
-from .storage import is_sound, write_whole
+from .storage import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,10 @@ def identity(cfg: DictConfig) -> str:
     """The first 8 hex digits of a hash over the deciding config and the package's sources."""
     deciding = {key: value for key, value in plain_config(cfg).items() if key in DECIDES}
     for group, keys in DOES_NOT.items():
-        deciding[group] = {k: v for k, v in deciding[group].items() if k not in keys}
+        kept = {k: v for k, v in (deciding.get(group) or {}).items() if k not in keys}
+        deciding[group] = kept
+    if "total_steps" in cfg.scheduler.scheduler:  # a schedule over all steps
+        deciding["trainer"]["max_steps"] = cfg.trainer.max_steps
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for key in STARTS_FROM:
         if (start := start_of(cfg, key)) is not None:
@@ -76,10 +79,9 @@ def start_of(cfg: DictConfig, key: str) -> Path | None:
         raise UserError(
             f"{key}=latest would be this run itself the next time: name a folder or file."
         )
-    run, found = Run.find(str(where), cfg.runs_dir)
-    if key == "ckpt_path" and Path(where).is_dir():
-        found = next(iter(run.checkpoints()), found)
-    return found
+    if key == "ckpt_path" and Path(where).is_dir():  # whose newest is another one later
+        raise UserError(f"ckpt_path={where} is a folder: name one of the step_*.ckpt files in it.")
+    return Run.find(str(where), cfg.runs_dir)[1]
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -104,10 +106,10 @@ class Run:
         """Those to go on from, the newest first."""
         return sorted(self.folder.glob("checkpoints/step_*.ckpt"), reverse=True)
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint whose every byte is right. One that is broken is put aside."""
+    def newest(self, is_whole: Callable[[Path], bool]) -> Path | None:
+        """The newest checkpoint that `is_whole`. One that is not is put aside."""
         for path in self.checkpoints():
-            if is_sound(path):
+            if is_whole(path):
                 return path
             log.warning(f"{path} is broken, and now called {path.name}.broken.")
             with contextlib.suppress(OSError):  # of several processes one is the first
@@ -117,7 +119,8 @@ class Run:
     def prune(self) -> None:
         """Keep the two newest checkpoints: should the newest turn out broken, there is one more."""
         for old in self.checkpoints()[2:]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody has it open: the next time, then
+                old.unlink()
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Run":
@@ -225,7 +228,10 @@ class Run:
         logging.getLogger(__package__).setLevel(logging.DEBUG)  # of which a console shows INFO
 
     def finish(self, cfg: DictConfig, metrics: dict[str, float]) -> None:
-        write_json(self.metrics, {**metrics, "how_long": how_long(cfg)})
+        try:
+            write_json(self.metrics, {**metrics, "how_long": how_long(cfg)})
+        except OSError as error:
+            raise UserError(f"{self.metrics} cannot be written: {error.strerror}.") from error
 
 
 def how_long(cfg: DictConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 # What a person (SIGINT), a container, a cluster or a cloud (the others) sends before it kills.
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # Windows has the first two
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # as far as known here
 
 
 class Stop:
@@ -21,6 +21,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.deferred = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -43,9 +44,13 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+        if hasattr(signal, "SIGCHLD"):  # PyTorch raises in here if a worker dies of the same signal
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.deferred:
             self.exit()
 

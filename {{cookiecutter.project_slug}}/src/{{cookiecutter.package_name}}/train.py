@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import cli, device
 from .errors import UserError
-from .run import Run, plain_config, start_of
+from .run import Run, how_long, plain_config, start_of
 from .stopping import Stop
 
 log = logging.getLogger(__name__)
@@ -67,28 +67,34 @@ def _train(
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torch import set_float32_matmul_precision
 
-    from .checkpoint import CheckpointIO, load_weights, with_everything
+    from .checkpoint import CheckpointIO, is_whole, load_weights, refuse_to_go_on
     from .resume import EpochLoop
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
     seed_everything(cfg.seed, workers=True, verbose=False)
     set_float32_matmul_precision(choice.matmul_precision)
-    datamodule = instantiate(settled.data)
+    datamodule = instantiate(settled.data, _convert_="all")  # plain lists, should it keep them
     task = instantiate(settled.task)
     # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
+    task.hparams.clear()  # a module among its own would make the checkpoint unreadable
     task.save_hyperparameters(plain_config(cfg))
     callbacks = list(instantiate(settled.callbacks).values())
     if first:
         run.start(settled)  # before the loggers, which write to the folder
     loggers = list(instantiate(settled.logger).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
-    last = run.newest()
+    # Before a checkpoint is loaded, which Lightning does first: 64-true would be cut to float32.
+    trainer.precision_plugin.convert_module(task)
+    last = run.newest(is_whole)
+    if cfg.resume == "must" and last is None:
+        raise UserError(f"No checkpoint in {run.folder} is whole: leave resume=must out.")
     loop = trainer.fit_loop.epoch_loop = EpochLoop(
         trainer,
         run,
         seed=cfg.seed,
         **cfg.save,
+        how_long=how_long(cfg),
         stop=stop,
         device_name=choice.name,
         own=last is not None,
@@ -99,7 +105,7 @@ def _train(
     log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
     if last is None:
         if (last := start_of(cfg, "ckpt_path")) is not None:
-            with_everything(last)
+            refuse_to_go_on(last, task, cfg)
         if (weights := start_of(cfg, "init_from")) is not None:
             load_weights(task, weights)
     if last is not None:
@@ -109,6 +115,8 @@ def _train(
     if stop.signal is not None:
         stop.exit()
     trainer.strategy.checkpoint_io.write_the_rest()
+    if loop.saves and not run.checkpoint(trainer.global_step).is_file():
+        raise UserError(f"{run.folder} could not be written: free some space, and train again.")
 
     epochs = trainer.fit_loop.epoch_progress.current.ready
     metrics: dict[str, float] = {"epochs": epochs, "steps": trainer.global_step}
@@ -116,6 +124,7 @@ def _train(
     if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
         metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
     best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
+    seed_everything(cfg.seed, workers=True, verbose=False)  # wherever the training went on from
     with device.exact_float32():
         for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
             metrics |= tested
