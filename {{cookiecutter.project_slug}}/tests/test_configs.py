@@ -13,9 +13,12 @@ def test_every_choice_of_every_group_composes_and_resolves(group: str, name: str
     OmegaConf.to_container(compose_config("train", f"{group}={name}"), resolve=True)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_the_other_commands_compose(name: str) -> None:
-    OmegaConf.to_container(compose_config(name, "run=latest"), resolve=True)
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("evaluate", ["run=latest"]), ("predict", ["run=latest"]), ("rehearse", [])],
+)
+def test_the_other_commands_compose(name: str, overrides: list[str]) -> None:
+    OmegaConf.to_container(compose_config(name, *overrides), resolve=True)
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -1,0 +1,197 @@
+"""One task under Lightning's own Trainer, on a stage in place of a device."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.precision import (
+    DoublePrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+)
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils._pytree import tree_map
+
+from .memory import Meter
+from .recording import WIDE, Recorder
+from .stage import Stage
+
+STEPS = 2  # of the optimizer, whose state is made by the first
+TRAINER = {"max_epochs": 1000, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+
+
+class Performance:
+    """One task on one stage, under Lightning's own Trainer."""
+
+    def __init__(
+        self,
+        task: LightningModule,
+        datamodule: LightningDataModule,
+        recorder: Recorder,
+        stage: Stage,
+        precision: str,
+        settings: dict[str, Any],
+        meter: Meter,
+    ) -> None:
+        self.task, self.datamodule, self.recorder, self.stage = task, datamodule, recorder, stage
+        self.settings = {**TRAINER, **{k: v for k, v in settings.items() if k in TRAINER}}
+        self.precision = _precision(precision, stage.target.type)
+        self.meter = meter
+        self.fitted: Trainer | None = None
+
+    def move_in(self) -> None:
+        """What `.to(device)` does to parameters, buffers and metrics, without a copy.
+
+        Lightning calls it after the hooks that may make more of them.
+        """
+        for name, tensor in (*self.task.named_parameters(), *self.task.named_buffers()):
+            if tensor.dtype in WIDE and self.stage.target.type == "mps":
+                self.recorder.add(
+                    "dtype", "fails", f"{name} is {WIDE[tensor.dtype]}", "make it float32"
+                )
+        self.task._apply(self.stage.moved)
+        for module in self.task.modules():
+            if isinstance(module, LightningModule):
+                module._device = self.stage.target
+        self.meter.made([*self.task.parameters(), *self.task.buffers()])
+
+    def parts(self, taken: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+        if "train" in taken and is_overridden("training_step", self.task):
+            yield self._fit
+        if "test" in taken and is_overridden("test_step", self.task):
+            yield lambda: self._trainer().test(self.task, self.datamodule, verbose=False)
+        loaders = taken.get("predict", taken.get("test", taken.get("val")))
+        if loaders is not None and is_overridden("predict_step", self.task):
+            yield lambda: self._trainer().predict(self.task, loaders)
+
+    def optimizers(self) -> list[Any]:
+        return [] if self.fitted is None else self.fitted.optimizers
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of optimizers, schedulers and hooks, without tensors."""
+        states: dict[str, Any] = {}
+        if self.fitted is not None:
+            owners: list[Any] = list(self.fitted.optimizers)
+            owners += [config.scheduler for config in self.fitted.lr_scheduler_configs]
+            for owner in owners:
+                states[f"the state of {type(owner).__name__}"] = owner.state_dict()
+        weights = self.task.state_dict(keep_vars=True)
+        states["the extra state"] = {
+            key: value for key, value in weights.items() if not isinstance(value, torch.Tensor)
+        }
+        added: dict[str, Any] = {"state_dict": {}}
+        self.task.on_save_checkpoint(added)
+        states["what on_save_checkpoint adds"] = added
+        states["the state of the datamodule"] = self.datamodule.state_dict()
+        return tree_map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else leaf, states)
+
+    def _fit(self) -> None:
+        self.fitted = self._trainer()
+        self.fitted.fit(self.task, datamodule=self.datamodule)
+
+    def _trainer(self) -> Trainer:
+        return Trainer(
+            accelerator=OnStage(),
+            strategy=StageStrategy(self.stage.target, self.move_in),
+            plugins=[self.precision],
+            callbacks=[Cues(self.recorder)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            min_epochs=0,
+            limit_val_batches=1,
+            limit_test_batches=1,
+            limit_predict_batches=1,
+            default_root_dir=os.devnull,
+            **self.settings,
+        )
+
+
+class OnStage(CPUAccelerator):
+    """There is no hardware to set up."""
+
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+class StageStrategy(SingleDeviceStrategy):
+    """One device, to which the task moves as to the stage, and where it stays."""
+
+    def __init__(self, device: torch.device, move_in: Callable[[], None]) -> None:
+        super().__init__(device=device)
+        self.move_in = move_in
+
+    def model_to_device(self) -> None:
+        self.move_in()
+
+    def teardown(self) -> None:
+        pass
+
+
+class Cues(Callback):
+    """Tells the recorder which step runs, and ends the training after a few."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.steps = 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.recorder.stage = "train"
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.recorder.stage = ""
+        self.steps += 1
+        if self.steps >= STEPS:
+            trainer.should_stop = True
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.recorder.stage = "val"
+
+    def on_test_batch_start(self, *args: Any) -> None:
+        self.recorder.stage = "test"
+
+    def on_predict_batch_start(self, *args: Any) -> None:
+        self.recorder.stage = "predict"
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.recorder.stage = ""
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self.recorder.stage = ""
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        self.recorder.stage = ""
+
+
+def _precision(precision: str, target: str) -> Precision:
+    if precision in ("16-mixed", "bf16-mixed"):
+        return MixedPrecision(precision, device=target)  # type: ignore[arg-type]
+    if precision in ("16-true", "bf16-true"):
+        return HalfPrecision(precision)  # type: ignore[arg-type]
+    return DoublePrecision() if precision == "64-true" else Precision()
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's hints, which are for a training."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

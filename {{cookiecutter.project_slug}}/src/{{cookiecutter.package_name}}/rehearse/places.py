@@ -1,0 +1,69 @@
+"""Which line of the user's code is running."""
+
+import functools
+import sys
+import sysconfig
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+
+HERE = Path(__file__).parent
+INSTALLED = (
+    Path(torch.__file__).parents[1],
+    *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")),
+)
+
+Place = tuple[str, int]  # file, line
+
+
+@functools.cache
+def is_users(file: str) -> bool:
+    """Whether a file is part of the project, and not of Python, a library or this folder."""
+    path = Path(file)
+    if file.startswith("<") or path.is_relative_to(HERE):
+        return False
+    # The project itself may be installed, too.
+    return path.is_relative_to(HERE.parent) or not any(map(path.is_relative_to, INSTALLED))
+
+
+@functools.cache
+def _library(file: str) -> str:
+    """What a file belongs to, if it acts by itself: lightning, torchmetrics, an optimizer.
+
+    The rest of PyTorch does what the line that calls it says.
+    """
+    for folder in INSTALLED:
+        if Path(file).is_relative_to(folder):
+            top, *rest = Path(file).relative_to(folder).parts
+            if top in ("site-packages", "dist-packages"):
+                top, *rest = rest or [""]
+            if top == "torch":
+                part = ".".join(rest[:2]) if rest[0] == "nn" else rest[0]
+                return part if part in ("optim", "amp", "utils", "autograd", "nn.modules") else ""
+            return "" if top.endswith(".py") else top
+    return ""
+
+
+def current() -> tuple[Place | None, str]:
+    """The innermost line of the user's code, and the library that acts between it and here."""
+    frame: FrameType | None = sys._getframe(1)
+    through = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if is_users(file):
+            return (file, frame.f_lineno), through
+        through = through or _library(file)
+        frame = frame.f_back
+    return None, through
+
+
+def of_error(traceback: TracebackType | None) -> Place | None:
+    """The innermost line of the user's code that an error came through."""
+    place = None
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if is_users(file):
+            place = (file, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
