@@ -141,17 +141,6 @@ class GradientsScaledOnTheCPU(Linear):
 
 
 @planted("dtype", **MPS)
-class NewTensorOfNumpy(Linear):
-    """new_tensor takes the type of the data, not that of the tensor."""
-
-    def training_step(self, batch):
-        logits = self.net(batch[0])
-        # fault: NewTensorOfNumpy
-        prior = logits.new_tensor(np.full(4, 0.25))
-        return F.cross_entropy(logits + prior.float().log(), batch[1])
-
-
-@planted("dtype", **MPS)
 class SumInFloat64(Linear):
     def training_step(self, batch):
         losses = F.cross_entropy(self.net(batch[0]), batch[1], reduction="none")

@@ -9,7 +9,8 @@ from torch import nn
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@planted("vendor", mps="flagged", cuda="warning", cpu="flagged", stage="", also=("device",))
+# Of CUDA nothing is claimed: the choice was made when this was imported, on a machine without it.
+@planted("vendor", mps="flagged", cuda="any", cpu="flagged", stage="", also=("device",))
 class CudaOrElseTheCPU(Task):
     def __init__(self) -> None:
         super().__init__()
