@@ -32,6 +32,7 @@ from .stopping import Stop
 log = logging.getLogger(__name__)
 
 PRICE = 0.02  # of the time of a short run, for its checkpoints
+FIRST = 0.2  # seconds that a checkpoint may take: none comes before that is PRICE of the time
 LONG = 5  # seconds of a validation before which a checkpoint is taken
 
 
@@ -95,7 +96,8 @@ class EpochLoop(_TrainingEpochLoop):
         self.device_name = device_name
         self.own = own
         self.saves = not (trainer.fast_dev_run or trainer.checkpoint_callback is None)  # type: ignore[attr-defined]
-        self.saved_at, self.saved_step, self.seconds_to_save = time.monotonic(), 0, 0.0
+        self.saved_at, self.saved_step = time.monotonic(), 0
+        self.seconds_to_save = FIRST  # until one has been
         # A call of a callback takes as long as all of this loop's own work.
         self.automatic_optimization.run = self._watched(self.automatic_optimization.run)  # type: ignore[method-assign]
         self.manual_optimization.run = self._watched(self.manual_optimization.run)  # type: ignore[method-assign]
