@@ -58,7 +58,14 @@ def microseconds_per_step(package: str, never_lost: bool) -> float:
             run = module("run").Run(Path(folder))
             loop = module("resume").EpochLoop
             trainer.fit_loop.epoch_loop = loop(
-                trainer, run, seed=cfg.seed, **cfg.save, how_long={}, stop=stop, device_name="", own=True
+                trainer,
+                run,
+                seed=cfg.seed,
+                **cfg.save,
+                how_long={},
+                stop=stop,
+                device_name="",
+                own=True,
             )
             trainer.strategy.checkpoint_io = module("checkpoint").CheckpointIO()
         trainer.fit(task, datamodule)

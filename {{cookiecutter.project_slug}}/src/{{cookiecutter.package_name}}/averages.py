@@ -40,7 +40,7 @@ def running_averages(trainer: Trainer) -> dict[str, Any]:
             **(_state(result) if result.is_tensor else {}),
         }
         for key, result in trainer.fit_loop.epoch_loop._results.items()
-        if result.meta.on_epoch and (result if result.is_tensor else result.value)._update_count
+        if result.meta.on_epoch and not result.has_reset  # logged in this epoch
     }
     return {"metrics": metrics, "results": results}
 
