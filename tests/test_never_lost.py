@@ -10,7 +10,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import TEMPLATE, run
+from conftest import TEMPLATE, bake, run
 
 PACKAGE = "my_lightning_project"
 EVERYTHING = (*faults.FAULTS, *faults.OTHER)
@@ -36,6 +36,12 @@ def tried(project: Path, folder: Path, variant: str, *names: str) -> list[dict[s
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not installed: another process of these tests may have one of the same name."""
+    return bake(tmp_path_factory.mktemp("never_lost"))
 
 
 def wrong(lines: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -21,12 +21,16 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from {{ cookiecutter.package_name }} import checkpoint, resume
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
+from {{ cookiecutter.package_name }}.data.digits import (
+    DigitsDataModule,
+)
 from {{ cookiecutter.package_name }}.data.tensors import take_batch
 from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.run import Run
 from {{ cookiecutter.package_name }}.storage import is_sound, write_whole
-from {{ cookiecutter.package_name }}.tasks.classification import ClassificationTask
+from {{ cookiecutter.package_name }}.tasks.classification import (
+    ClassificationTask,
+)
 from {{ cookiecutter.package_name }}.train import train
 
 SMALL = (

@@ -105,7 +105,7 @@ def test_the_same_command_continues_as_if_it_had_not_been_stopped(
         if task.current_epoch == 2:
             raise ConnectionAbortedError
 
-    cfg = config("trainer.max_epochs=4")
+    cfg = config("trainer.max_epochs=4", "save.every_n_steps=20")
     with monkeypatch.context() as patched:
         patched.setattr(ClassificationTask, "on_train_epoch_start", power_cut)
         with pytest.raises(ConnectionAbortedError):
