@@ -4,6 +4,7 @@ Nothing here needs a GPU. Experiments are found by their files, so a new one is 
 """
 
 import functools
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.rehearse import (
     TARGETS,
     Finding,
@@ -34,6 +36,13 @@ from {{ cookiecutter.package_name }}.run import identity
 # This file names devices itself, so it is not read for literals that do.
 rehearsed = functools.partial(rehearse_task, sources=[])
 EXPERIMENTS = [None, *names("experiment")]
+
+
+def test_what_may_know_hardware_is_not_held_against_an_experiment() -> None:
+    """Loaded in the same process, as here, it names devices."""
+    importlib.import_module(f"{package.__name__}.doctor.gpu")
+    (verdict,) = rehearse(compose_config("rehearse", "targets=[cuda]"))
+    assert verdict.findings == []
 
 
 @pytest.mark.parametrize("target", TARGETS)

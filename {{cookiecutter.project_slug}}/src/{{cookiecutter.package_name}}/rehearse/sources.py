@@ -16,7 +16,7 @@ CALLS = {
     "pin_memory": ".pin_memory() pins for CUDA, and on a Mac makes a tensor of the GPU",
 }
 FIX = "leave it to Lightning, or use self.device, or a tensor's own .device"
-OURS = ("device.py",)  # the one file that may know hardware
+OURS = ("device.py", "doctor", "rehearse")  # the file and the folders that may know hardware
 
 
 def vendor_literals(files: Iterable[Path]) -> list[Finding]:
@@ -49,7 +49,7 @@ def loaded_beside(names: Iterable[str]) -> list[Path]:
     packages = {name.partition(".")[0] for name in names if _users_file(name) is not None}
     loaded = [name for name in sys.modules if name.partition(".")[0] in packages]
     files = [file for name in loaded if (file := _users_file(name)) is not None]
-    return [file for file in files if file.name not in OURS]
+    return [file for file in files if not {file.name, file.parent.name} & set(OURS)]
 
 
 def _users_file(module: str) -> Path | None:
