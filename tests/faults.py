@@ -412,7 +412,10 @@ def cleared(folder: Path) -> Path:
 
 def every_checkpoint(project: Project, options: tuple[str, ...], stride: int) -> list[str]:
     """What differs after a resume from each `stride`-th checkpoint that a run can leave."""
-    keep = lambda: setattr(project.Run, "prune", lambda _: None)  # noqa: E731
+
+    def keep() -> None:
+        project.Run.prune = lambda _: None
+
     options = (*options, "save.every_n_steps=1")
     home = project.folder
     project.folder = cleared(home / "whole")

@@ -15,7 +15,7 @@ from conftest import TEMPLATE, bake, run
 PACKAGE = "my_lightning_project"
 EVERYTHING = (*faults.FAULTS, *faults.OTHER)
 NEEDS_ROOT = tuple(name for name in faults.OTHER if name.startswith("disk_full"))  # to mount one
-ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"  # noqa: PTH112
+ELSEWHERE = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
 

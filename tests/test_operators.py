@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 pytestmark = pytest.mark.slow
 

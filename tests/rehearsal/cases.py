@@ -15,6 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 TARGETS = ("mps", "cuda", "cpu")
@@ -63,6 +65,19 @@ class Task(L.LightningModule):
     def data() -> Any:
         """A DataLoader or a LightningDataModule."""
         return batches(torch.randn(8, 16), torch.randint(0, 4, (8,)))
+
+
+class Linear(Task):
+    """One layer and a loss: what a case changes one thing of."""
+
+    net: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(16, 4)
+
+    def training_step(self, batch):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 Case = type[Task]

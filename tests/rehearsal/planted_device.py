@@ -8,19 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from cases import Task, batches, on, planted, sequences, tokens
+from cases import Linear, Task, batches, on, planted, sequences, tokens
 from torch import Tensor, nn
 
 BOTH = on(mps="fails", cuda="fails", real="fails")
-
-
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 @planted("device", **BOTH)

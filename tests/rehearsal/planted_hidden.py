@@ -10,22 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from cases import Task, batches, on, planted, sequences
+from cases import Linear, Task, batches, on, planted, sequences
 from torch import Tensor, nn
 
 BOTH = on(mps="fails", cuda="fails", real="fails")
 MPS = on(mps="fails")
 WAITS = on(mps="warning", cuda="warning", real="stalls")
 ALL = on(mps="fails", cuda="fails", cpu="fails", line=None, stage="")
-
-
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 @functools.lru_cache

@@ -4,21 +4,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Task, batches, images, on, planted
+from cases import Linear, Task, batches, images, on, planted
 from torch import Tensor, nn
 
 # In a training step the CPU computes it each time while the GPU waits: that is a failure unless the
 # user accepts it. On CUDA, linear algebra may warn: its checks for errors read a value.
 FALLBACK = on(mps="fails")
-
-
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 class Square(Task):

@@ -4,20 +4,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Task, batches, on, planted, tokens
+from cases import Linear, Task, batches, on, planted, tokens
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 WAITS = on(mps="warning", cuda="warning", real="stalls")
-
-
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 @planted("sync", **WAITS)

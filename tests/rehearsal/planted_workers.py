@@ -12,9 +12,8 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from cases import Task, on, planted
-from torch import Tensor, nn
+from cases import Linear, on, planted
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 # A Mac spawns its workers; Linux forks them up to Python 3.13, and what is forked is not pickled.
@@ -22,14 +21,7 @@ ALL = on(mps="fails", cuda="flagged", cpu="flagged", line=None, stage="")
 LATER = on(mps="warning", cuda="warning", cpu="warning", line=None, stage="")
 
 
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
+class Predicts(Linear):
     def predict_step(self, batch):
         return self.net(batch[0])
 
@@ -53,7 +45,7 @@ def workers(dataset: Any, **options: Any) -> DataLoader[Any]:
 
 
 @planted("workers", **ALL)
-class LambdaTransform(Linear):
+class LambdaTransform(Predicts):
     @staticmethod
     def data():
         # fault: LambdaTransform
@@ -61,7 +53,7 @@ class LambdaTransform(Linear):
 
 
 @planted("workers", **LATER)
-class LambdaTransformWithoutWorkers(Linear):
+class LambdaTransformWithoutWorkers(Predicts):
     """It will fail on the day that somebody sets num_workers=4."""
 
     @staticmethod
@@ -75,7 +67,7 @@ def batches_of(dataset: Any) -> DataLoader[Any]:
 
 
 @planted("workers", **ALL)
-class LambdaCollate(Linear):
+class LambdaCollate(Predicts):
     @staticmethod
     def data():
         # fault: LambdaCollate
@@ -89,7 +81,7 @@ class LambdaCollate(Linear):
 
 
 @planted("workers", **ALL)
-class LocalCollateFunction(Linear):
+class LocalCollateFunction(Predicts):
     @staticmethod
     def data():
         scale = 2.0
@@ -109,7 +101,7 @@ class Database(Rows):
 
 
 @planted("workers", **ALL)
-class OpenDatabase(Linear):
+class OpenDatabase(Predicts):
     @staticmethod
     def data():
         return workers(Database())
@@ -123,7 +115,7 @@ class Lines(Rows):
 
 
 @planted("workers", **ALL)
-class OpenFile(Linear):
+class OpenFile(Predicts):
     @staticmethod
     def data():
         return workers(Lines())
@@ -137,7 +129,7 @@ class Cached(Rows):
 
 
 @planted("workers", **ALL)
-class LockInTheDataset(Linear):
+class LockInTheDataset(Predicts):
     @staticmethod
     def data():
         return workers(Cached())
@@ -151,14 +143,14 @@ class Streamed(Rows):
 
 
 @planted("workers", **ALL)
-class GeneratorInTheDataset(Linear):
+class GeneratorInTheDataset(Predicts):
     @staticmethod
     def data():
         return workers(Streamed())
 
 
 @planted("workers", **ALL)
-class DatasetDefinedInAFunction(Linear):
+class DatasetDefinedInAFunction(Predicts):
     @staticmethod
     def data():
         # fault: DatasetDefinedInAFunction
@@ -169,7 +161,7 @@ class DatasetDefinedInAFunction(Linear):
 
 
 @planted("workers", **ALL)
-class LambdaToSeedWorkers(Linear):
+class LambdaToSeedWorkers(Predicts):
     @staticmethod
     def data():
         # fault: LambdaToSeedWorkers
@@ -181,7 +173,7 @@ def scaled(by: Any, x: Tensor) -> Tensor:
 
 
 @planted("workers", **ALL)
-class LambdaInAPartial(Linear):
+class LambdaInAPartial(Predicts):
     @staticmethod
     def data():
         # fault: LambdaInAPartial
@@ -198,7 +190,7 @@ class Lazy(L.LightningDataModule):
 
 
 @planted("workers", **ALL)
-class LambdaOfTheValidationLoader(Linear):
+class LambdaOfTheValidationLoader(Predicts):
     def validation_step(self, batch):
         self.log("val/loss", self.training_step(batch))
 
@@ -213,7 +205,7 @@ class Reversed(RandomSampler):
 
 
 @planted("workers", mps="any", cuda="any", cpu="any", line=None, stage="")
-class LambdaInTheSampler(Linear):
+class LambdaInTheSampler(Predicts):
     """Samplers stay in the trainer's process: a spawned worker is not given one."""
 
     @staticmethod
@@ -222,7 +214,7 @@ class LambdaInTheSampler(Linear):
 
 
 @planted("loader", mps="warning", cpu="warning", line=None, stage="")
-class PinnedMemory(Linear):
+class PinnedMemory(Predicts):
     """Without CUDA it is ignored, with a warning at each epoch."""
 
     @staticmethod
@@ -231,7 +223,7 @@ class PinnedMemory(Linear):
 
 
 @planted("loader", mps="fails", line=None, stage="", also=("workers",))
-class ForkedWorkers(Linear):
+class ForkedWorkers(Predicts):
     """fork after Metal is loaded hangs or crashes."""
 
     @staticmethod
@@ -240,7 +232,7 @@ class ForkedWorkers(Linear):
 
 
 @planted("loader", mps="fails", line=None, stage="", also=("workers",))
-class ForkedWorkersByContext(Linear):
+class ForkedWorkersByContext(Predicts):
     @staticmethod
     def data():
         return workers(Rows(), multiprocessing_context=multiprocessing.get_context("fork"))

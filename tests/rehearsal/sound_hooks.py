@@ -6,19 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from cases import Task, batches, sound
+from cases import Linear, Task, batches, sound
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-
-
-class Linear(Task):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(16, 4)
-
-    def training_step(self, batch):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
 
 
 @sound()

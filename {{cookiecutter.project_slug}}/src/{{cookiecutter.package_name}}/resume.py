@@ -107,8 +107,8 @@ class EpochLoop(_TrainingEpochLoop):
         # A checkpoint was taken after a batch, before its validation.
         self.before_validation = False
         self.seconds_to_validate = 0.0
-        self.cut_off = False  # max_steps or the like has ended the epoch
-        self.averages: dict[str, Any] | None = None  # to save, if not what they are now
+        # As they were when max_steps or the like ended the epoch: its end empties them.
+        self.averages: dict[str, Any] | None = None
 
     # How an epoch begins, and goes on.
 
@@ -192,7 +192,7 @@ class EpochLoop(_TrainingEpochLoop):
         if self._num_ready_batches_reached():
             self._refuse_non_finite()
         elif self.done:
-            self.cut_off, self.averages = True, running_averages(self.trainer)
+            self.averages = running_averages(self.trainer)
 
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
@@ -280,7 +280,7 @@ class EpochLoop(_TrainingEpochLoop):
         return super().on_save_checkpoint() | {
             "step": self.trainer.global_step,
             "before_validation": self.before_validation,
-            "cut_off": self.cut_off,
+            "cut_off": self.averages is not None,
             "should_stop": self.trainer.should_stop,
             "how_long": self.how_long,
             "accumulate": self.trainer.accumulate_grad_batches,
