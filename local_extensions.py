@@ -56,21 +56,21 @@ antlr4 antlr4_python3_runtime anyio arrow ast_serialize attr attrs binaryornot b
 cachetools certifi cfgv charset_normalizer click cloudpickle colorama comet comet_ml contourpy
 cookiecutter coverage cruft cryptography cuda cycler databricks dateutil distlib docker dotenv
 editables everett execnet fastapi filelock flask fonttools frozenlist fsspec functorch git gitdb
-gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hatchling httpx huey hydra
-hydra_core hydra_plugins hypothesis identify idna importlib_metadata iniconfig ipykernel ipython
-isympy itsdangerous jinja2 joblib jsonschema jupyter kiwisolver librt lightning lightning_fabric
-lightning_utilities mako markdown markdown_it markdown_it_py markupsafe matplotlib mdurl mlflow
-mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals neptune networkx nodeenv notebook
-numpy nvidia omegaconf opentelemetry optuna packaging pandas pathspec pil pillow pip platformdirs
-pluggy pre_commit prettytable propcache protobuf psutil py pyarrow pydantic pydantic_core
-pydevd_plugins pygments pylab pyparsing pyproject_hooks pytest pytest_xdist python_dateutil
-python_discovery python_dotenv python_slugify pytorch_lightning pytz pyyaml referencing requests
-rich rpds ruff scikit_learn scipy semantic_version sentry_sdk setproctitle setuptools shellingham
-simplejson six sklearn skops slugify smmap sniffio sortedcontainers sqlalchemy sqlparse starlette
-sympy tensorboard tensorboard_data_server tensorboardx text_unidecode threadpoolctl tokenizers
-tomlkit torch torchaudio torchgen torchmetrics torchvision tqdm transformers triton
-trove_classifiers typer typing_extensions typing_inspection tzdata urllib3 uv uvicorn virtualenv
-waitress wandb werkzeug wheel wrapt wurlitzer xdist yaml yarl zipp zmq
+gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hatchling hf_xet httpx huey
+huggingface_hub hydra hydra_core hydra_plugins hypothesis identify idna importlib_metadata iniconfig
+ipykernel ipython isympy itsdangerous jinja2 joblib jsonschema jupyter kiwisolver librt lightning
+lightning_fabric lightning_utilities mako markdown markdown_it markdown_it_py markupsafe matplotlib
+mdurl mlflow mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals neptune networkx
+nodeenv notebook numpy nvidia omegaconf opentelemetry optuna packaging pandas pathspec pil pillow
+pip platformdirs pluggy pre_commit prettytable propcache protobuf psutil py pyarrow pydantic
+pydantic_core pydevd_plugins pygments pylab pyparsing pyproject_hooks pytest pytest_xdist
+python_dateutil python_discovery python_dotenv python_slugify pytorch_lightning pytz pyyaml
+referencing requests rich rpds ruff scikit_learn scipy semantic_version sentry_sdk setproctitle
+setuptools shellingham simplejson six sklearn skops slugify smmap sniffio sortedcontainers
+sqlalchemy sqlparse starlette sympy tensorboard tensorboard_data_server tensorboardx text_unidecode
+threadpoolctl tokenizers tomlkit torch torchaudio torchgen torchmetrics torchvision tqdm
+transformers triton trove_classifiers typer typing_extensions typing_inspection tzdata urllib3 uv
+uvicorn virtualenv waitress wandb werkzeug wheel wrapt wurlitzer xdist yaml yarl zipp zmq
 """
 FOLDERS = "build checkpoints configs conftest data deploy dist docs logs outputs runs src tests"
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))
@@ -92,6 +92,7 @@ JINJA = re.compile(r"\{[{%#]")  # `cruft update` renders stored answers
 CODE = "contains {}, which templates run as code"
 EMAIL = r"[a-z0-9_%+'-]+(\.[a-z0-9_%+'-]+)*@([a-z0-9]+(-+[a-z0-9]+)*\.)+[a-z0-9]+(-+[a-z0-9]+)*"
 
+STARTERS = ("image-classification", "language-modeling")
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
 YES_OR_NO = {
     **dict.fromkeys(("yes", "y", "true", "t", "on", "1"), True),
@@ -119,6 +120,12 @@ class Rule:
     choices: dict | None = None  # what may be typed, in lower case -> what it means
 
 
+def one_of(names: tuple[str, ...]) -> dict:
+    """A name in any case, or its number in the menu."""
+    numbers = {str(number): name for number, name in enumerate(names, 1)}
+    return {**{name.lower(): name for name in names}, **numbers}
+
+
 # A choice is a plain question here: given a wrong word for a list or a boolean of cookiecutter.json,
 # cookiecutter ends with a traceback, or ignores the user's config, before any of this is imported.
 RULES = {
@@ -134,6 +141,7 @@ RULES = {
         longest=50,
         shape=r"[a-z][a-z0-9_]*",
     ),
+    "starter": Rule("Give image-classification or language-modeling.", choices=one_of(STARTERS)),
     "description": Rule("Give one line of plain text, or nothing.", optional=True),
     "author_name": Rule("Give a person or an organisation."),
     "author_email": Rule(
@@ -142,13 +150,7 @@ RULES = {
         shape=f"(?i:{EMAIL})",
         optional=True,
     ),
-    "license": Rule(
-        "Give MIT, Apache-2.0, BSD-3-Clause or Proprietary.",
-        choices={
-            **{name.lower(): name for name in LICENSES},
-            **{str(number): name for number, name in enumerate(LICENSES, 1)},
-        },
-    ),
+    "license": Rule("Give MIT, Apache-2.0, BSD-3-Clause or Proprietary.", choices=one_of(LICENSES)),
     "github_actions": Rule("Give yes or no.", choices=YES_OR_NO),
 }
 

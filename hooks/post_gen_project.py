@@ -108,14 +108,61 @@ def judge(found: Probe) -> Verdict:
     return Verdict("warning", "\n".join(notes)) if notes else Verdict("ok", NATIVE)
 
 
+# Question and answer -> the files that are there for no other answer.
+ONLY_FOR = {
+    ("github_actions", True): (".github/workflows/ci.yml", ".github/dependabot.yml"),
+    ("starter", "image-classification"): (
+        "src/{package}/confusion.py",
+        "src/{package}/data/digits.py",
+        "src/{package}/data/images.py",
+        "src/{package}/models/convnet.py",
+        "src/{package}/models/mlp.py",
+        "src/{package}/tasks/classification.py",
+        "src/{package}/configs/classify.yaml",
+        "src/{package}/configs/callbacks/confusion.yaml",
+        "src/{package}/configs/data/digits.yaml",
+        "src/{package}/configs/experiment/convnet.yaml",
+        "src/{package}/configs/model/convnet.yaml",
+        "src/{package}/configs/model/mlp.yaml",
+        "src/{package}/configs/task/classification.yaml",
+        "tests/image_classification.py",
+        "tests/test_digits.py",
+        "tests/test_images.py",
+    ),
+    ("starter", "language-modeling"): (
+        "src/{package}/baseline.py",
+        "src/{package}/sample.py",
+        "src/{package}/data/corpus.py",
+        "src/{package}/data/text.py",
+        "src/{package}/data/tokenizer.py",
+        "src/{package}/models/gpt.py",
+        "src/{package}/tasks/language_modeling.py",
+        "src/{package}/configs/continue.yaml",
+        "src/{package}/configs/callbacks/baseline.yaml",
+        "src/{package}/configs/callbacks/sample.yaml",
+        "src/{package}/configs/callbacks/text.yaml",
+        "src/{package}/configs/data/text.yaml",
+        "src/{package}/configs/experiment/gpt2_small.yaml",
+        "src/{package}/configs/model/gpt2_small.yaml",
+        "src/{package}/configs/model/gpt_tiny.yaml",
+        "src/{package}/configs/optimizer/adamw_gpt.yaml",
+        "src/{package}/configs/scheduler/warmup_cosine.yaml",
+        "src/{package}/configs/task/language_modeling.yaml",
+        "src/{package}/configs/trainer/clipped.yaml",
+        "tests/language_modeling.py",
+        "tests/test_gpt.py",
+        "tests/test_language_modeling.py",
+        "tests/test_text.py",
+    ),
+}
+
+
 def delete_unselected(answers: dict) -> None:
     """Delete the template's own files only: beside them may stand what a person added later."""
-    unselected = {
-        "github_actions": [".github/workflows/ci.yml", ".github/dependabot.yml"],
-    }
-    for question, paths in unselected.items():
-        if not answers[question]:
-            for path in map(Path, paths):
+    for (question, answer), paths in ONLY_FOR.items():
+        if answers[question] != answer:
+            for name in paths:
+                path = Path(name.format(package=answers["package_name"]))
                 path.unlink(missing_ok=True)
                 for folder in path.parents[:-1]:
                     if folder.is_dir() and not any(folder.iterdir()):

@@ -123,6 +123,13 @@ ACCEPTED = {
         {"license": "mit"},
         {"license": "4"},
     ],
+    "a starter": [
+        {"starter": "image-classification"},
+        {"starter": "language-modeling", "project_name": 'Zoë\'s 🚀 "Texts"'},
+        {"starter": "Language-Modeling"},
+        {"starter": "1"},
+        {"starter": "2", "project_name": "x" * 80, "description": "d" * 300},
+    ],
     "yes or no": [
         {"github_actions": word}
         for word in ("yes", "Y", "true", "1", "no", "N", "False", "0", "off")
@@ -430,6 +437,7 @@ REFUSED = {
         ("package_name", "{{ cookiecutter.project_slug }}", "run as code"),
         ("author_email", JINJA[-2], "run as code"),
         ("license", JINJA[-2], ""),
+        ("starter", JINJA[-2], ""),
         ("github_actions", JINJA[-2], ""),
     ],
     "a malformed address": [
@@ -457,6 +465,9 @@ REFUSED = {
         )
     ],
     "no license": [("license", word, "is '") for word in ("GPL", "MIT ", "", "0", "5", "ＭＩＴ")],
+    "no starter": [
+        ("starter", word, "is '") for word in ("digits", "language modeling", "", "0", "3", "gpt ")
+    ],
     "neither yes nor no": [
         ("github_actions", word, "is '") for word in ("maybe", "", "2", "nope", "yes please")
     ],
@@ -469,6 +480,8 @@ REFUSED = {
         ("author_name", False, "is False"),
         ("author_email", None, "is None"),
         ("license", None, "is None"),
+        ("starter", None, "is None"),
+        ("starter", {"image-classification": 1}, "is"),
         ("license", {"MIT": 1}, "is"),
         ("github_actions", None, "is None"),
         ("_allow_intel_python", "maybe", "is 'maybe'"),

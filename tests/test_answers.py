@@ -50,6 +50,7 @@ def assert_refused(done, field: str, place) -> None:
         ("description", "\ud800"),
         ("author_name", "{{ cookiecutter }}"),
         ("license", "GPL"),
+        ("starter", "reinforcement-learning"),
         ("github_actions", "maybe"),
     ],
     ids=ascii,
@@ -77,12 +78,12 @@ def test_a_user_config_is_read_back_exactly(template, tmp_path):
 def test_a_bad_answer_is_refused_before_the_next_question(template, tmp_path, answer):
     done = bake(template, tmp_path, typed=f"{answer}\n")
     assert done.returncode == 1
-    assert "[1/8]" in done.stdout and "[2/8]" not in done.stdout
+    assert "[1/9]" in done.stdout and "[2/9]" not in done.stdout
     assert "Traceback" not in done.stdout and created(tmp_path) == []
 
 
 def test_typed_answers_make_the_project_they_say(template, tmp_path):
-    done = bake(template, tmp_path, typed='My Nets\n\nnets\nIt\'s \\"x\\"\nZoë\n\n4\nno\n')
+    done = bake(template, tmp_path, typed='My Nets\n\nnets\n2\nIt\'s \\"x\\"\nZoë\n\n4\nno\n')
     assert done.returncode == 0, done.stdout
     project = read_back(tmp_path / "out" / "my-nets")
     assert project["package_name"] == "nets"
@@ -120,11 +121,10 @@ def test_each_license_is_whole_and_has_no_year(license):
 
 def test_choices_of_the_checks_are_those_of_the_questions():
     context = json.loads((ROOT / "cookiecutter.json").read_text())
-    asked = re.findall("^ *([0-9]) - ([^:]+):", context["__prompts__"]["license"], re.MULTILINE)
-    assert [extension.RULES["license"].choices[number] for number, _ in asked] == [
-        name for _, name in asked
-    ]
-    assert tuple(name for _, name in asked) == extension.LICENSES
+    for field, names in (("license", extension.LICENSES), ("starter", extension.STARTERS)):
+        asked = re.findall("^ *([0-9]) - ([^:]+):", context["__prompts__"][field], re.MULTILINE)
+        assert tuple(name for _, name in asked) == names
+        assert tuple(extension.RULES[field].choices[number] for number, _ in asked) == names
     questions = [key for key in context if not key.startswith("_") or key == "_allow_intel_python"]
     assert list(extension.RULES) == questions
     for field, rule in extension.RULES.items():

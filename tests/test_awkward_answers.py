@@ -153,6 +153,9 @@ def holds(project: Path, answers: dict) -> None:
         assert folder.name == answers[field] or "{{" in answers[field]
     actions = extension.RULES["github_actions"].choices[str(answers["github_actions"]).lower()]
     assert (project / ".github").exists() is actions
+    starter = extension.RULES["starter"].choices[answers["starter"].lower()]
+    assert (package / "models" / "gpt.py").exists() is (starter == "language-modeling")
+    assert (package / "models" / "mlp.py").exists() is (starter == "image-classification")
     names = {"project_slug": project.name, "package_name": package.name}
     read = {name: (project / name).read_text(encoding="utf-8") for name in SHOWING}
     say(read, {**answers, **names})

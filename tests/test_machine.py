@@ -1,5 +1,6 @@
 """A Mac gets a Python that can use its GPU; nothing else is stopped, whatever sysctl says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -168,8 +169,14 @@ def test_a_sysctl_without_an_answer_refuses_nobody(template, tmp_path, sysctl):
 @pytest.mark.parametrize("allowed", [False, True])
 def test_the_hook_alone_refuses_too(template, tmp_path, allowed):
     text = (template / "hooks" / "post_gen_project.py").read_text()
-    answers = '{"project_slug": "a", "github_actions": true, "_allow_intel_python": %s}'
-    rendered = text.replace("{{ cookiecutter | tojson }}", answers % str(allowed).lower())
+    answers = {
+        "project_slug": "a",
+        "package_name": "a",
+        "starter": "image-classification",
+        "github_actions": True,
+        "_allow_intel_python": allowed,
+    }
+    rendered = text.replace("{{ cookiecutter | tojson }}", json.dumps(answers))
     (tmp_path / "hook.py").write_text(rendered)
     env = {**os.environ, **fake_machine(tmp_path, ROSETTA, "says 1")}
     done = subprocess.run(

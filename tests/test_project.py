@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -26,7 +27,7 @@ def commands(readme: str, section: str) -> list[list[str]]:
     """The `python -m` lines of a README's section."""
     (body,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
     lines = re.findall(r"^python (-m [^#\n]+)", body, re.MULTILINE)
-    return [line.split() for line in lines]
+    return [shlex.split(line) for line in lines]
 
 
 def test_lint_format_and_types_are_clean(project: Path) -> None:

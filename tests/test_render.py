@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TEMPLATE, bake, run
+from tiny_template import load
 
 SOURCE = TEMPLATE / "{{cookiecutter.project_slug}}"
 LONG = "Abcdefghij Klmnopqrst Uvwxyzab"  # 30 letters, and so a package of 30
@@ -23,6 +24,8 @@ OPTIONS = {
         "author_name": 'A "B" \\',
     },
     "no_actions": {"github_actions": "no"},
+    "language": {"starter": "language-modeling"},
+    "language, long": {"starter": "2", "project_name": LONG},
     "Apache-2.0": {"license": "Apache-2.0"},
     "BSD-3-Clause": {"license": "BSD-3-Clause"},
     "Proprietary": {"license": "Proprietary", "author_email": "a@example.org"},
@@ -80,6 +83,30 @@ def test_unselected_files_are_gone(rendered: Path, request: pytest.FixtureReques
     wanted = request.node.callspec.params["rendered"] != "no_actions"
     assert (rendered / ".github").exists() is wanted
     assert ("GitHub runs" in (rendered / "README.md").read_text(encoding="utf-8")) is wanted
+
+
+def test_only_what_belongs_to_the_starter_is_there(
+    rendered: Path, request: pytest.FixtureRequest
+) -> None:
+    hook = load("hooks/post_gen_project.py")
+    language = "starter" in OPTIONS[request.node.callspec.params["rendered"]]
+    chosen = "language-modeling" if language else "image-classification"
+    (package,) = (path.name for path in (rendered / "src").iterdir())
+    listed = 0
+    for (question, starter), names in hook.ONLY_FOR.items():
+        for name in names if question == "starter" else ():
+            assert (rendered / name.format(package=package)).is_file() is (starter == chosen), name
+            listed += 1
+    assert listed > 30
+    # A file that the table has forgotten would speak of, or import, what is not there.
+    other = (
+        r"data[./]digits|convnet|[Cc]onfusion|sklearn|\bPIL\b"
+        if language
+        else r"\bgpt|trigram|tokenizer"
+    )
+    for path in files(rendered, "*.py", "*.yaml", "*.md", "*.toml"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "run.py" or not re.search(other, text), path
 
 
 def test_sources_hold_no_jinja_so_they_are_linted_as_they_are() -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import {{ cookiecutter.starter | replace('-', '_') }} as starter
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }} import device, train
@@ -13,6 +14,7 @@ from {{ cookiecutter.package_name }}.run import Run
 
 CONFIGS = Path(package.__file__).parent / "configs"
 PROBE = device.probe()
+QUICK = [f"{key}={value}" for key, value in starter.TINY.items()]  # as it is typed
 DEVICES = ["cpu"] + ["mps"] * bool(PROBE.mps) + ["cuda"] * bool(PROBE.cuda)
 
 Compose = Callable[..., DictConfig]
@@ -29,12 +31,21 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
         return compose(name, list(overrides))
 
 
+def quick(*overrides: str) -> DictConfig:
+    """A train config, made small where an override does not say otherwise and a part can be."""
+    cfg = compose_config("train", *overrides)
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for key, value in starter.TINY.items():
+        group, _, setting = key.partition(".")
+        if key not in given and setting in cfg[group]:
+            OmegaConf.update(cfg, key, value)
+    return cfg
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
-    """A train config whose run goes to a temporary folder."""
-    return lambda *overrides: compose_config(
-        "train", f"runs_dir={tmp_path.as_posix()}/runs", *overrides
-    )
+    """A train config whose run is quick, and goes to a temporary folder."""
+    return lambda *overrides: quick(f"runs_dir={tmp_path.as_posix()}/runs", *overrides)
 
 
 @pytest.fixture(params=DEVICES)
@@ -46,6 +57,7 @@ def accelerator(request: pytest.FixtureRequest) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, float]]:
     """A finished run of two epochs, and the metrics that train() gave back."""
     runs = tmp_path_factory.mktemp("runs")
-    cfg = compose_config("train", f"runs_dir={runs.as_posix()}", "trainer.max_epochs=2")
+    whole = ("trainer.max_epochs=2", "trainer.limit_test_batches=1.0")
+    cfg = quick(f"runs_dir={runs.as_posix()}", *whole)
     metrics = train.train(cfg)
     return Run.of(cfg), metrics

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import QUICK
 
 import {{ cookiecutter.package_name }} as package
 
@@ -31,10 +32,10 @@ def command(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[s
     ("args", "says"),
     [
         (["data.batchsize=3"], "did you mean data.batch_size"),
-        (["modle=mlp"], "did you mean"),
-        (["model=mpl"], "did you mean mlp"),
-        (["data.batch_size=many"], "takes a value like 32, not 'many'"),
-        (["data.augment=3"], "takes a value like False, not 3"),
+        (["modle=x"], "did you mean"),
+        (["trainer=defualt"], "did you mean default"),
+        (["data.batch_size=many"], "not 'many'"),
+        (["trainer.fast_dev_run=3"], "takes a value like False, not 3"),
         (["resume=Never"], "none of auto, never, must"),
         (["mode=maxx"], "none of min, max"),
         (["seed=-1"], "seed=-1 is not"),
@@ -72,7 +73,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 def test_a_stopped_training_says_so_and_its_status_is_not_0(
     tmp_path: Path, number: int, status: int
 ) -> None:
-    long = ("trainer.max_epochs=1000", "~callbacks.early_stopping")
+    long = (*QUICK, "trainer.max_epochs=1000", "~callbacks.early_stopping")
     module = f"{package.__name__}.train"
     with subprocess.Popen(
         [sys.executable, "-m", module, *long], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -103,7 +104,7 @@ def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
         ("evaluate", [], "run is missing: add run="),
         ("evaluate", ["run=nowhere"], "no checkpoint in nowhere"),
         ("evaluate", ["run=latest"], "No run in runs has a checkpoint"),
-        ("predict", ["run=nowhere", "input=x.png"], "no checkpoint in nowhere"),
+        ("predict", ["run=nowhere", "input=x"], "no checkpoint in nowhere"),
     ],
 )
 def test_evaluate_and_predict_say_what_is_missing(
@@ -145,13 +146,14 @@ def test_the_fallback_for_mps_is_set_before_torch_can_load() -> None:
 
 
 def test_the_whole_path_from_a_foreign_folder(tmp_path: Path) -> None:
-    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    whole = "trainer.limit_test_batches=1.0"  # as evaluate does
+    short = (*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=4", whole)
     trained = command("train", *short, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "effective batch size" in trained.stdout.splitlines()[0]
     evaluated = command("evaluate", "run=latest", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    line = next(line for line in trained.stdout.splitlines() if "test/acc" in line)
+    line = next(line for line in trained.stdout.splitlines() if "test/loss" in line)
     assert line.split() in [out.split() for out in evaluated.stdout.splitlines()]
     again = command("train", *short, cwd=tmp_path)
     assert again.returncode == 0

@@ -1,5 +1,6 @@
 """What the models are fed."""
 
+import itertools
 import pickle
 
 import pytest
@@ -7,16 +8,7 @@ import torch
 from conftest import PROBE, Compose, names
 from hydra.utils import instantiate
 
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shift
 from {{ cookiecutter.package_name }}.device import choose, request, settle
-from {{ cookiecutter.package_name }}.errors import UserError
-
-
-@pytest.fixture
-def digits() -> DigitsDataModule:
-    datamodule = DigitsDataModule(batch_size=32)
-    datamodule.setup("fit")
-    return datamodule
 
 
 @pytest.mark.parametrize("name", names("data"))
@@ -31,52 +23,12 @@ def test_every_datamodule_gives_float32_and_pickles(config: Compose, name: str) 
         pickle.loads(pickle.dumps((dataloader.dataset, dataloader.collate_fn)))
 
 
-def test_the_splits_are_whole_disjoint_and_stratified(digits: DigitsDataModule) -> None:
-    sizes = {split: len(data) for split, data in digits.splits.items()}
-    assert sizes == {"train": 1167, "val": 270, "test": 360}
-    images = torch.cat([digits.splits[split].tensors[0].flatten(1) for split in sizes])
-    assert len(images.unique(dim=0)) == 1797
-    for split in sizes:
-        shares = digits.splits[split].tensors[1].bincount() / sizes[split]
-        assert shares == pytest.approx(torch.full((10,), 0.1), abs=0.012)
-
-
-def test_images_are_float32_from_0_to_1_and_targets_int64(digits: DigitsDataModule) -> None:
-    inputs, targets = next(iter(digits.train_dataloader()))
-    assert inputs.shape == (32, 1, 8, 8)
-    assert inputs.dtype == torch.float32
-    assert inputs.min() == 0
-    assert inputs.max() == 1
-    assert targets.shape == (32,)
-    assert targets.dtype == torch.int64
-
-
-def test_workers_give_the_same_batches(digits: DigitsDataModule) -> None:
-    alone = list(digits.val_dataloader())
-    digits.num_workers = 2
-    for ours, theirs in zip(alone, digits.val_dataloader(), strict=True):
+def test_workers_give_the_same_batches(config: Compose) -> None:
+    cfg = config("data.num_workers=0")
+    datamodule = instantiate(settle(cfg, choose(request(cfg), PROBE)).data)
+    datamodule.setup("fit")
+    alone = list(itertools.islice(datamodule.val_dataloader(), 4))
+    datamodule.num_workers = 2
+    with_two = list(itertools.islice(datamodule.val_dataloader(), 4))
+    for ours, theirs in zip(alone, with_two, strict=True):
         assert torch.equal(ours[0], theirs[0])
-
-
-def test_shift_moves_each_image_by_at_most_one_pixel() -> None:
-    images = torch.zeros(200, 1, 8, 8)
-    images[:, :, 4, 4] = 1
-    moved = shift(images)
-    assert moved.shape == images.shape
-    assert torch.all(moved.sum((1, 2, 3)) == 1)
-    rows, columns = moved[:, 0].nonzero()[:, 1:].T
-    assert set(rows.tolist()) == set(columns.tolist()) == {3, 4, 5}
-
-
-def test_shift_keeps_the_channels_apart() -> None:
-    images = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]).expand(5, 2, 8, 8)
-    assert torch.all(shift(images)[:, 0] == 0)
-    assert torch.all(shift(images)[:, 1, 1:-1, 1:-1] == 1)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"batch_size": 2000}, {"batch_size": 8, "test_size": 0.9}]
-)
-def test_impossible_settings_are_refused_in_a_sentence(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError):
-        DigitsDataModule(**wrong).setup("fit")

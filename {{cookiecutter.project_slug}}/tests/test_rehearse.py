@@ -191,7 +191,7 @@ def test_a_model_that_does_not_fit_here_is_rehearsed_without_memory() -> None:
 
 
 def test_the_batch_size_that_is_said_to_fit_fits() -> None:
-    asked = ("experiment=convnet", "targets=[cuda]", "memory=2.5MB")
+    asked = (*starter.TOO_LARGE, "targets=[cuda]")
     (verdict,) = rehearse(compose_config("rehearse", *asked))
     (finding,) = verdict.findings
     assert finding.kind == "memory"

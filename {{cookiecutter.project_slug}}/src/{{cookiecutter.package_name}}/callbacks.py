@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 
-from .figures import draw_confusion, draw_curves
+from .figures import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +82,3 @@ class Curves(Callback):
         metrics = self.folder / "metrics.csv"
         if trainer.is_global_zero and metrics.is_file():  # there is none after a fast_dev_run
             draw_curves(metrics, self.folder / "curves.png")
-
-
-class ConfusionMatrix(Callback):
-    """confusion.png in `folder`, from the test of a task that has a `confusion` metric."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not hasattr(pl_module, "confusion"):  # a task of another kind
-            return
-        counts = pl_module.confusion.compute().cpu().numpy()  # of all ranks
-        pl_module.confusion.reset()
-        if trainer.is_global_zero:
-            names = getattr(trainer.datamodule, "class_names", [*map(str, range(len(counts)))])  # type: ignore[attr-defined]
-            draw_confusion(counts, names, self.folder / "confusion.png")

@@ -1,10 +1,10 @@
 """Test a trained model again, from its run folder or its checkpoint alone, on any device.
 
     python -m <package>.evaluate run=latest
-    python -m <package>.evaluate run=runs/mlp-1a2b3c4d trainer.accelerator=cpu
+    python -m <package>.evaluate run=runs/NAME-1a2b3c4d trainer.accelerator=cpu
     python -m <package>.evaluate run=best.ckpt +data.batch_size=256
 
-Prints the test metrics, and writes them and confusion.png to the folder `evaluate` of the run.
+Prints the test metrics, and writes them and a picture or text to the folder `evaluate` of the run.
 """
 
 import logging

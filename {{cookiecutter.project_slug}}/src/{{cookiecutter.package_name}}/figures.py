@@ -1,14 +1,13 @@
 """The pictures of a run. They draw on no screen, so they work without one."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # of Okabe and Ito, told apart by everybody
-TITLES = {"loss": "Loss", "acc": "Accuracy"}
+TITLES = {"loss": "Loss", "acc": "Accuracy", "bits_per_byte": "Bits per byte"}
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -50,35 +49,4 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         title = TITLES.get(name, name)
         axes.set(title=title, xlabel="optimizer step", ylabel=title.lower())
         axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=150)
-
-
-def draw_confusion(counts: np.ndarray, class_names: Sequence[str], picture: Path) -> None:
-    """Which class was taken for which: colour by row share, the counts written in.
-
-    Args:
-        counts: (class, class) integers, a row for each true class, a column for each predicted one.
-        class_names: a name for each class.
-        picture: the PNG to write.
-    """
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 0.45 * len(counts)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
-    accuracy = np.trace(counts) / max(counts.sum(), 1)
-    axes.set(
-        title=f"Test set: {accuracy:.1%} of {counts.sum()} right",
-        xlabel="predicted class",
-        ylabel="true class",
-        xticks=range(len(counts)),
-        yticks=range(len(counts)),
-        xticklabels=class_names,
-        yticklabels=class_names,
-    )
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
     figure.savefig(picture, dpi=150)

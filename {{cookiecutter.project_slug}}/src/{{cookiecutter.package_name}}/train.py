@@ -1,8 +1,8 @@
 """Train a model, test its best checkpoint, and leave everything in one folder.
 
     python -m <package>.train                           # the default, on the best device there is
-    python -m <package>.train experiment=convnet        # another experiment
-    python -m <package>.train model.width=512 optimizer.lr=0.001
+    python -m <package>.train experiment=NAME           # another experiment
+    python -m <package>.train model.width=64 optimizer.lr=0.001
     python -m <package>.train trainer.accelerator=cpu   # not on the GPU
     python -m <package>.train debug=fast                # one batch, to see that it runs
 

@@ -1,7 +1,7 @@
 """Will an experiment train on MPS, on CUDA and on the CPU? No GPU is needed to know.
 
     python -m <package>.rehearse                          # the default, for all three
-    python -m <package>.rehearse experiment=convnet       # the same overrides as train
+    python -m <package>.rehearse experiment=NAME          # the same overrides as train
     python -m <package>.rehearse targets=[mps] memory=16GB
     python -m <package>.rehearse --json                   # the report on stdout, and nothing else
 

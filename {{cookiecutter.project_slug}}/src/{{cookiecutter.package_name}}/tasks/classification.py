@@ -1,18 +1,26 @@
 """Learning to tell classes apart: cross-entropy and accuracy."""
 
+import csv
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from ..checkpoint import load_task
+from ..data.images import read_images
+from ..data.tensors import TensorBatches, take_batch
 from ..errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class ClassificationTask(LightningModule):
@@ -84,6 +92,32 @@ class ClassificationTask(LightningModule):
         accuracy = getattr(self, f"{split}_acc")
         self.log(f"{split}/loss", loss, prog_bar=split == "val", sync_dist=True)
         self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+    def answer(self, cfg: DictConfig, trainer: Trainer, datamodule: Any, folder: Path) -> Path:
+        """What `predict` does: a CSV with a line for each image, its class and the probabilities.
+
+        Args:
+            cfg: configs/predict.yaml; `input` is an image, a folder of images, or a .npy array.
+            trainer: of the device that computes.
+            datamodule: says the size of an image and the names of the classes.
+            folder: for the CSV, unless `cfg.output` names a file.
+        """
+        names, inputs = read_images(Path(cfg.input), datamodule.image_shape)
+        batches = DataLoader(TensorBatches(inputs), datamodule.batch_size, collate_fn=take_batch)
+        probabilities = torch.cat(trainer.predict(self, batches))  # type: ignore[arg-type]
+        output = Path(cfg.output or folder / "predictions.csv")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        classes = datamodule.class_names
+        lines = []
+        with output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["input", "class", *(f"p({name})" for name in classes)])
+            for name, row in zip(names, probabilities.tolist(), strict=True):
+                best = max(range(len(classes)), key=row.__getitem__)
+                writer.writerow([name, classes[best], *(f"{p:.6f}" for p in row)])
+                lines.append(f"  {name}: {classes[best]} ({row[best]:.2f})")
+        log.info("\n".join(lines[:10] + [f"  ... {len(lines) - 10} more"] * (len(lines) > 10)))
+        return output
 
     def configure_optimizers(self) -> Any:
         build = self.scheduler["scheduler"]

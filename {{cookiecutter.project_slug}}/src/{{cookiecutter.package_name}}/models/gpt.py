@@ -1,0 +1,181 @@
+"""A GPT: the decoder-only transformer of GPT-2, for tokens of any kind."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+
+Past = list[tuple[Tensor, Tensor]]  # of each layer, keys and values (batch, heads, time, width)
+
+
+class GPT(nn.Module):
+    """Learned positions, layer norm before each part, and the embedding as the output layer, too.
+
+    Args:
+        vocab_size: how many logits come out; more than there are tokens does no harm.
+        context: how many tokens it can look at.
+        width: of the embeddings, divisible by `num_heads`.
+        num_layers: blocks of attention and MLP.
+        num_heads: of each attention.
+        dropout: probability of dropping a feature of the embeddings and of each block's parts.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context: int,
+        *,
+        width: int = 128,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise UserError(
+                f"model.width={width} is not divisible by model.num_heads={num_heads}: change one."
+            )
+        self.vocab_size = vocab_size
+        self.context = context
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, num_heads, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+        self._initialise(num_layers)
+
+    def _initialise(self, num_layers: int) -> None:
+        """As GPT-2: what is added to the residual stream is small, the more so with depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("attention.out.weight", "mlp.2.weight"))
+                nn.init.normal_(
+                    parameter, std=0.02 / math.sqrt(2 * num_layers) if residual else 0.02
+                )
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self._run(tokens, None)[0]  # (batch, time) -> (batch, time, vocab_size)
+
+    def _run(self, tokens: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Logits, and what a later call takes as `past`, to compute one token more."""
+        start = 0 if past is None else past[0][0].shape[2]
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.tokens(tokens) + self.positions(positions))
+        present: Past = []
+        for layer, block in enumerate(self.blocks):
+            x, keys_and_values = block(x, None if past is None else past[layer])
+            present.append(keys_and_values)
+        return F.linear(self.norm(x), self.tokens.weight), present
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        num_tokens: int | None = None,
+        seed: int = 0,
+    ) -> list[int]:
+        """What comes after `prompt`, which has one token at least.
+
+        Args:
+            prompt: only the last `context` of it count.
+            max_new_tokens: how many to add.
+            temperature: 0 takes the likeliest token each time; above 1 is bolder than the model.
+            top_k: draw from the likeliest so many.
+            num_tokens: how many there are, where `vocab_size` is padded.
+            seed: of what is drawn; on the CPU, so that devices differ by rounding alone.
+        """
+        device = self.positions.weight.device
+        draw = torch.Generator().manual_seed(seed)
+        text = list(prompt)
+        past: Past | None = None
+        recent = text[-self.context :]
+        for _ in range(max_new_tokens):
+            if past is not None:
+                recent = text[-1:]
+                if past[0][0].shape[2] == self.context:
+                    # There is no position for one more: go on with the newer half as the first.
+                    past, recent = None, text[-max(1, self.context // 2) :]
+            logits, past = self._run(torch.tensor([recent], device=device), past)
+            choices = logits[0, -1, :num_tokens].float().cpu()
+            text.append(_choose(choices, temperature, top_k, draw))
+        return text[len(prompt) :]
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of a training step, forward and backward, for each token.
+
+        6 N + 12 layers * width * context, as in appendix B of PaLM (https://arxiv.org/abs/2204.02311):
+        N are the weights but for the positions, which are looked up only; attention counts whole,
+        although a causal one needs half of it. What is recomputed does not count.
+        """
+        weights = sum(p.numel() for p in self.parameters()) - self.positions.weight.numel()
+        width = self.tokens.weight.shape[1]
+        return 6 * weights + 12 * len(self.blocks) * width * self.context
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, num_heads, dropout)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        attended, present = self.attention(self.attention_norm(x), past)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), present
+
+
+class Attention(nn.Module):
+    """Each token looks at itself and at those before it, in `num_heads` ways."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # (batch, time, width) -> three of (batch, heads, time, width / heads)
+        split = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        queries, keys, values = (part.transpose(1, 2) for part in split.unbind(2))
+        if past is not None:
+            assert x.shape[1] == 1  # which may look at all there is: no mask
+            keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=past is None,
+        )
+        return self.dropout(self.out(attended.transpose(1, 2).flatten(2))), (keys, values)
+
+
+def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None:
+        least = logits.topk(min(top_k, len(logits))).values[-1]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draw))

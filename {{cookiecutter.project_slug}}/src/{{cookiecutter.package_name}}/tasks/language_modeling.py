@@ -1,0 +1,152 @@
+"""Learning to tell which token comes next."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from ..checkpoint import load_task
+from ..data.corpus import read_prompt
+from ..errors import UserError
+from ..storage import write_whole
+
+log = logging.getLogger(__name__)
+
+
+class LanguageModelingTask(LightningModule):
+    """
+    Args:
+        model: takes tokens (batch, time) to logits (batch, time, vocab_size).
+        optimizer: takes parameters to an optimizer, `_partial_: true` in its YAML.
+        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+    def setup(self, stage: str) -> None:
+        tokens = self.trainer.datamodule.tokenizer.num_tokens  # type: ignore[attr-defined]
+        vocab_size = getattr(self.model, "vocab_size", tokens)
+        if tokens > vocab_size:
+            raise UserError(
+                f"model.vocab_size={vocab_size} is too small for this tokenizer: use {tokens}."
+            )
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        # A call costs as much as a layer of a small model, and most steps are not written down.
+        if (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        # Not in mixed precision: a result is the same on each device, but for float32's rounding.
+        with torch.autocast(self.device.type, enabled=False):
+            self._evaluate(batch, "test")
+
+    def _loss(self, batch: list[Tensor]) -> Tensor:
+        inputs, targets = batch
+        return F.cross_entropy(self(inputs).flatten(0, 1), targets.flatten())  # nats a token
+
+    def _evaluate(self, batch: list[Tensor], split: str) -> None:
+        loss = self._loss(batch)
+        bits = loss / math.log(2) / self.trainer.datamodule.bytes_per_token(split)  # type: ignore[attr-defined]
+        results = {f"{split}/loss": loss, f"{split}/bits_per_byte": bits}
+        self.log_dict(results, batch_size=len(batch[0]), prog_bar=True, sync_dist=True)
+
+    def generate(self, prompt: str, tokenizer: Any, settings: dict[str, Any]) -> str:
+        """The text that the model writes after `prompt`; `settings` are those of models/gpt.py."""
+        generate = getattr(self.model, "generate", None)
+        if generate is None:
+            raise UserError(f"{type(self.model).__name__} has no `generate`: take a GPT.")
+        tokens = tokenizer.encode(prompt).tolist()
+        if not tokens:
+            raise UserError("There is no text to go on from: give a word at least.")
+        new = generate(tokens, num_tokens=tokenizer.num_tokens, **settings)
+        return str(tokenizer.decode(new))
+
+    def answer(self, cfg: DictConfig, trainer: Trainer, datamodule: Any, folder: Path) -> Path:
+        """What `predict` does: go on from the text that `input` is, or that stands in the file.
+
+        Args:
+            cfg: configs/predict.yaml.
+            trainer: has the device.
+            datamodule: has the tokenizer.
+            folder: for the text, unless `cfg.output` names a file.
+        """
+        top_k = 1 if cfg.top_k is None else cfg.top_k
+        if min(cfg.max_new_tokens, top_k) < 1 or cfg.temperature < 0:
+            raise UserError("max_new_tokens and top_k are 1 or more, temperature is 0 or more.")
+        prompt = read_prompt(str(cfg.input))
+        settings = {key: cfg[key] for key in ("max_new_tokens", "temperature", "top_k", "seed")}
+        self.to(trainer.strategy.root_device)
+        text = prompt + self.generate(prompt, datamodule.tokenizer, settings)
+        log.info(f"{text}\n")
+        output = Path(cfg.output or folder / "continued.txt")
+        write_whole(output, lambda file: file.write(text.encode()))
+        return output
+
+    def configure_optimizers(self) -> Any:
+        build = self.scheduler["scheduler"]
+        filled_in = {}
+        if "total_steps" in build.keywords:  # OneCycleLR's
+            filled_in["total_steps"] = int(self.trainer.estimated_stepping_batches)
+        try:
+            optimizer = self.optimizer(decaying(self.model))
+            scheduler = build(optimizer, **filled_in)
+        except (TypeError, ValueError) as error:  # of a value in their YAML
+            raise UserError(f"optimizer or scheduler: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": {**self.scheduler, "scheduler": scheduler}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer in any mixed precision, since it divides
+        # by the loss scale inside its step. bf16 has no such scale, and float16's can be divided
+        # by before: the step then leaves it.
+        precision = self.trainer.precision_plugin
+        if not gradient_clip_val or not isinstance(precision, MixedPrecision):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if precision.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            precision.scaler.unscale_(optimizer)
+        algorithm = gradient_clip_algorithm or "norm"
+        Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)  # type: ignore[arg-type]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Path) -> LightningModule:  # type: ignore[override]
+        """The task of a checkpoint; the file has all that it is built from."""
+        return load_task(checkpoint_path)
+
+
+def decaying(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters in two groups: matrices, and the rest, which no weight decay pulls to zero."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
