@@ -7,7 +7,17 @@ from {{ cookiecutter.package_name }}.tasks.classification import (
     ClassificationTask as Task,
 )
 
-__all__ = ["ADDED_LAYER", "LEAVES", "RANDOM", "STOPS", "TINY", "TOO_LARGE", "DataModule", "Task", "has_learned"]
+__all__ = [
+    "ADDED_LAYER",
+    "LEAVES",
+    "RANDOM",
+    "STOPS",
+    "TINY",
+    "TOO_LARGE",
+    "DataModule",
+    "Task",
+    "has_learned",
+]
 
 TINY: dict[str, object] = {}  # values that make a run quick: it is already
 RANDOM = ("data.augment=true",)  # with random numbers in each step

@@ -7,7 +7,17 @@ from {{ cookiecutter.package_name }}.tasks.language_modeling import (
     LanguageModelingTask as Task,
 )
 
-__all__ = ["ADDED_LAYER", "LEAVES", "RANDOM", "STOPS", "TINY", "TOO_LARGE", "DataModule", "Task", "has_learned"]
+__all__ = [
+    "ADDED_LAYER",
+    "LEAVES",
+    "RANDOM",
+    "STOPS",
+    "TINY",
+    "TOO_LARGE",
+    "DataModule",
+    "Task",
+    "has_learned",
+]
 
 TINY: dict[str, object] = {  # values that make a run quick, of GPT-2 too
     "model.context": 16,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compose_config, names
+from conftest import compose_config, names, starter
 from lightning import LightningModule
 from test_commands import command
 from torch import Tensor, nn
