@@ -1,5 +1,7 @@
 """The policy, row by row, with faked probes; nothing here needs the hardware."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,6 +114,8 @@ def test_explicit_beats_auto(has: Probe, asked: dict[str, Any]) -> None:
         (CPU, {"strategy": "fsdp"}, "needs CUDA"),
         (WINDOWS, {"strategy": "ddp"}, "NCCL"),
         (CPU, {"num_workers": -1}, "neither auto nor 0"),
+        (CPU, {"compile": "yes please"}, "none of auto"),
+        (replace(CPU, compiles=()), {"compile": True}, "compiler"),
         (CPU, {"require_accelerator": "cuda"}, "but this is cpu"),
     ],
 )
@@ -121,6 +125,20 @@ def test_the_impossible_is_refused_in_one_sentence(
     with pytest.raises(UserError, match=says) as refused:
         choose(Request(**asked), has)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("has", [H100, EIGHT, T4])
+def test_a_large_model_is_compiled_on_cuda(has: Probe) -> None:
+    assert 1e6 < choose(Request(), has).compile_from < 1e8
+    assert choose(Request(compile=False), has).compile_from == math.inf
+    without = replace(has, compiles=("cpu", "mps"))
+    assert choose(Request(), without).compile_from == math.inf
+
+
+@pytest.mark.parametrize("has", [CPU, MAC])
+def test_elsewhere_a_model_is_compiled_when_asked_for(has: Probe) -> None:
+    assert choose(Request(), has).compile_from == math.inf
+    assert choose(Request(compile=True), has).compile_from == 0
 
 
 def test_gpu_means_the_one_that_is_there() -> None:

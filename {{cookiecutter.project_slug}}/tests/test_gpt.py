@@ -81,9 +81,13 @@ def test_tokens_that_pad_the_vocabulary_are_never_written(gpt: GPT) -> None:
 
 def test_gpt2_small_is_gpt2_small() -> None:
     with torch.device("meta"):
+        published = instantiate(
+            compose_config("train", "model=gpt2_small", "model.bias=true").model
+        )
         model = instantiate(compose_config("train", "model=gpt2_small").model)
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(parameter.numel() for parameter in published.parameters())
     assert weights == 124_439_808 + (50304 - 50257) * 768  # as published, and the padding
+    assert not any(name.endswith("bias") for name, _ in model.named_parameters())
     assert model.context == 1024
     assert model.flops_per_token() == pytest.approx(855e6, rel=0.001)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose, names, starter
+from conftest import PROBE, Compose, names, starter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -149,6 +149,28 @@ def test_a_result_in_mixed_precision_is_that_of_float32(config: Compose) -> None
         logits = task(inputs).flatten(0, -2)
     loss = torch.nn.functional.cross_entropy(logits, targets.flatten())
     assert metrics["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.skipif("cpu" not in PROBE.compiles, reason="needs a C++ compiler")
+def test_a_compiled_run_leaves_what_any_other_does(
+    config: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu")
+    options += ("scheduler=constant", "optimizer.lr=0.001", "trainer.gradient_clip_val=1")
+    plain, compiled = config(*options), config(*options, "compile=true")
+    with caplog.at_level(logging.INFO):
+        metrics = train(compiled)
+    assert "The first step took" in caplog.text
+    assert metrics["test/loss"] == pytest.approx(train(plain)["test/loss"], rel=1e-3)
+    states = [
+        torch.load(Run.of(cfg).checkpoints()[0], weights_only=True)["state_dict"]
+        for cfg in (plain, compiled)
+    ]
+    assert list(states[0]) == list(states[1])
+    longer = config(*options, "trainer.max_epochs=2")
+    longer.ckpt_path = str(Run.of(compiled).checkpoints()[0])
+    train(longer)  # goes on without the compiler
+    assert "not to the same bits" in caplog.text
 
 
 def test_a_torn_row_of_metrics_does_not_stop_a_run(config: Compose) -> None:

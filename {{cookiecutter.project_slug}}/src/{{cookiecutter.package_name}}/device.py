@@ -6,6 +6,8 @@ for and what is there, so every row of the policy can be tested on any machine.
 """
 
 import contextlib
+import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -24,6 +26,8 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true
 MATMUL_PRECISIONS = ("auto", "highest", "high", "medium")
 SHORT_PRECISIONS = {32: "32-true", 16: "16-mixed", "bf16": "bf16-mixed", 64: "64-true"}
 AMPERE = (8, 0)  # the compute capability from which on CUDA has bf16 and TF32 units
+VOLTA = (7, 0)  # from which on there is Triton, which torch.compile needs
+LARGE = 10_000_000  # parameters of a model whose steps are soon worth half a minute of compiling
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Probe:
     mps: str = ""  # the chip's name
     cuda: tuple[Gpu, ...] = ()
     missed: str = ""  # why a GPU that seems to be here does not count
+    compiles: tuple[str, ...] = ("cpu", "cuda", "mps")  # what torch.compile has all it needs for
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Request:
     num_workers: Any = "auto"
     pin_memory: Any = "auto"
     persistent_workers: Any = "auto"
+    compile: Any = "auto"
     require_accelerator: str | None = None
     in_memory: bool = False  # fetching from the datamodule costs nothing
 
@@ -69,6 +75,8 @@ class Request:
                 f"matmul_precision={self.matmul_precision} is none of"
                 f" {', '.join(MATMUL_PRECISIONS)}."
             )
+        if self.compile not in ("auto", True, False):
+            raise UserError(f"compile={self.compile} is none of auto, true, false.")
         if self.precision not in (*PRECISIONS, *SHORT_PRECISIONS):
             raise UserError(
                 f"trainer.precision={self.precision} is none of {', '.join(PRECISIONS)}."
@@ -88,6 +96,7 @@ class Choice:
     num_workers: int
     pin_memory: bool
     persistent_workers: bool
+    compile_from: float  # parameters of a model that is compiled; infinite for none
     reasons: dict[str, str]
 
     @property
@@ -132,7 +141,18 @@ def probe() -> Probe:
         mps=torch.backends.mps.get_name() if mps else "",
         cuda=tuple(cuda),
         missed=missed,
+        compiles=("mps",) + ("cpu",) * _has_cxx() + ("cuda",) * _has_triton(cuda),
     )
+
+
+def _has_cxx() -> bool:
+    names = {"Darwin": "clang++", "Windows": "cl"}
+    return shutil.which(os.environ.get("CXX") or names.get(platform.system(), "g++")) is not None
+
+
+def _has_triton(gpus: list[Gpu]) -> bool:
+    old = any(gpu.capability < VOLTA for gpu in gpus)
+    return importlib.util.find_spec("triton") is not None and not old
 
 
 def _cpu_name() -> str:
@@ -170,6 +190,7 @@ def choose(want: Request, has: Probe) -> Choice:
         "num_workers": (num_workers, why_workers),
         "pin_memory": (accelerator == "cuda", "it speeds up copies to CUDA, and only those"),
         "persistent_workers": (num_workers > 0, "workers, where there are any, outlast an epoch"),
+        "compile_from": _compile_from(want, has, accelerator),
     }
     for field in ("matmul_precision", "pin_memory", "persistent_workers"):
         if getattr(want, field) != "auto":
@@ -268,6 +289,21 @@ def _num_workers(want: Request, has: Probe, num_processes: int) -> tuple[int, st
     return max(0, min(8, cores - 1)), f"{cores} cores, one of them for the trainer; 8 at most"
 
 
+def _compile_from(want: Request, has: Probe, accelerator: str) -> tuple[float, str]:
+    if want.compile is False:
+        return math.inf, "asked for"
+    if accelerator not in has.compiles:
+        needs = "Triton and a GPU of 2017 or later" if accelerator == "cuda" else "a C++ compiler"
+        if want.compile is True:
+            raise UserError(f"compile=true needs {needs}, which is not here: leave it out.")
+        return math.inf, f"it needs {needs}"
+    if want.compile is True:
+        return 0, "asked for"
+    if accelerator != "cuda":
+        return math.inf, f"it is slower, or not safe, on {accelerator}"
+    return LARGE, "a larger model is worth the half minute that compiling takes"
+
+
 TRAINER = ("accelerator", "devices", "strategy", "precision")
 LOADER = ("num_workers", "pin_memory", "persistent_workers")
 
@@ -294,6 +330,7 @@ def request(cfg: DictConfig) -> Request:
         **{key: cfg.data[key] for key in LOADER if key in cfg.data},
         matmul_precision=cfg.matmul_precision,
         require_accelerator=cfg.require_accelerator,
+        compile=cfg.compile if "compile" in cfg else False,  # only what trains is compiled
     )
     try:
         datamodule = get_class(cfg.data._target_)  # imports PyTorch, so after the checks of names

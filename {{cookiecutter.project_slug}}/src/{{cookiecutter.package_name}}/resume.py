@@ -349,6 +349,10 @@ class EpochLoop(_TrainingEpochLoop):
 class ValidationLoop(_EvaluationLoop):
     """Lightning's, which can be stopped, and whose random numbers follow from the position."""
 
+    def run(self) -> Any:
+        with torch.compiler.set_stance("force_eager"):  # compiling.py says why
+            return super().run()
+
     def _on_before_fetch(self) -> None:
         super()._on_before_fetch()
         epoch_loop = self.trainer.fit_loop.epoch_loop

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Of the config, what decides the weights, or which of them are kept. The task has its model,
 # optimizer and scheduler in it.
-DECIDES = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision")
+DECIDES = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision", "compile")
 # Of that again, what does not: the device and its loader, how long to train, what is shown.
 HOW_LONG = ("max_epochs", "max_steps", "max_time")
 DOES_NOT = {

@@ -62,24 +62,30 @@ def train(cfg: DictConfig) -> dict[str, float]:
 def _train(
     cfg: DictConfig, choice: device.Choice, run: Run, stop: Stop, first: bool
 ) -> dict[str, float]:
+    import torch
     from hydra.utils import instantiate
     from lightning import Trainer, seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from torch import set_float32_matmul_precision
 
     from .checkpoint import CheckpointIO, is_whole, load_weights, refuse_to_go_on
+    from .compiling import FirstStep, compile_in_place
     from .resume import EpochLoop
 
     cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
     settled = device.settle(cfg, choice)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    set_float32_matmul_precision(choice.matmul_precision)
+    torch.set_float32_matmul_precision(choice.matmul_precision)
     datamodule = instantiate(settled.data, _convert_="all")  # plain lists, should it keep them
     task = instantiate(settled.task)
     # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
     task.hparams.clear()  # a module among its own would make the checkpoint unreadable
     task.save_hyperparameters(plain_config(cfg))
+    num_parameters = sum(p.numel() for p in task.parameters())
     callbacks = list(instantiate(settled.callbacks).values())
+    settled.compile = num_parameters >= choice.compile_from
+    if settled.compile:
+        compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
+        callbacks.append(FirstStep())
     if first:
         run.start(settled)  # before the loggers, which write to the folder
     loggers = list(instantiate(settled.logger).values())
@@ -96,13 +102,14 @@ def _train(
         **cfg.save,
         how_long=how_long(cfg),
         stop=stop,
-        device_name=choice.name,
+        device_name=choice.name + (", compiled" if settled.compile else ""),
         own=last is not None,
     )
     trainer.strategy.checkpoint_io = CheckpointIO()
 
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
-    log.info(f"{type(task).__name__}: {sum(p.numel() for p in task.parameters()):,} parameters")
+    compiled = ", compiled" if settled.compile else ""
+    log.info(f"{type(task).__name__}: {num_parameters:,} parameters{compiled}")
     if last is None:
         if (last := start_of(cfg, "ckpt_path")) is not None:
             refuse_to_go_on(last, task, cfg)
@@ -125,7 +132,7 @@ def _train(
         metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
     best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
     seed_everything(cfg.seed, workers=True, verbose=False)  # wherever the training went on from
-    with device.exact_float32():
+    with device.exact_float32(), torch.compiler.set_stance("force_eager"):
         for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):
             metrics |= tested
     if trainer.is_global_zero:
