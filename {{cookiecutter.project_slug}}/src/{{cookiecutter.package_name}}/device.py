@@ -7,7 +7,6 @@ for and what is there, so every row of the policy can be tested on any machine.
 
 import contextlib
 import importlib.util
-import math
 import os
 import platform
 import shutil
@@ -96,12 +95,15 @@ class Choice:
     num_workers: int
     pin_memory: bool
     persistent_workers: bool
-    compile_from: float  # parameters of a model that is compiled; infinite for none
+    compile: Any  # True, False, or `large`: a model of LARGE parameters or more
     reasons: dict[str, str]
 
     @property
     def num_devices(self) -> int:
         return len(self.devices) if isinstance(self.devices, list) else self.devices
+
+    def compiles(self, num_parameters: int) -> bool:
+        return self.compile is True or (self.compile == "large" and num_parameters >= LARGE)
 
 
 def probe() -> Probe:
@@ -190,7 +192,7 @@ def choose(want: Request, has: Probe) -> Choice:
         "num_workers": (num_workers, why_workers),
         "pin_memory": (accelerator == "cuda", "it speeds up copies to CUDA, and only those"),
         "persistent_workers": (num_workers > 0, "workers, where there are any, outlast an epoch"),
-        "compile_from": _compile_from(want, has, accelerator),
+        "compile": _compile(want, has, accelerator),
     }
     for field in ("matmul_precision", "pin_memory", "persistent_workers"):
         if getattr(want, field) != "auto":
@@ -289,19 +291,19 @@ def _num_workers(want: Request, has: Probe, num_processes: int) -> tuple[int, st
     return max(0, min(8, cores - 1)), f"{cores} cores, one of them for the trainer; 8 at most"
 
 
-def _compile_from(want: Request, has: Probe, accelerator: str) -> tuple[float, str]:
+def _compile(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
     if want.compile is False:
-        return math.inf, "asked for"
+        return False, "asked for"
     if accelerator not in has.compiles:
         needs = "Triton and a GPU of 2017 or later" if accelerator == "cuda" else "a C++ compiler"
         if want.compile is True:
             raise UserError(f"compile=true needs {needs}, which is not here: leave it out.")
-        return math.inf, f"it needs {needs}"
+        return False, f"it needs {needs}"
     if want.compile is True:
-        return 0, "asked for"
+        return True, "asked for"
     if accelerator != "cuda":
-        return math.inf, f"it is slower, or not safe, on {accelerator}"
-    return LARGE, "a larger model is worth the half minute that compiling takes"
+        return False, f"it is slower, or not safe, on {accelerator}"
+    return "large", "a large model is worth the half minute that compiling takes"
 
 
 TRAINER = ("accelerator", "devices", "strategy", "precision")

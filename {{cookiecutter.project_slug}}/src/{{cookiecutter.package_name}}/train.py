@@ -82,7 +82,7 @@ def _train(
     task.save_hyperparameters(plain_config(cfg))
     num_parameters = sum(p.numel() for p in task.parameters())
     callbacks = list(instantiate(settled.callbacks).values())
-    settled.compile = num_parameters >= choice.compile_from
+    settled.compile = choice.compiles(num_parameters)
     if settled.compile:
         compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
         callbacks.append(FirstStep())
