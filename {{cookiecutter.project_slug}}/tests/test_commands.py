@@ -117,7 +117,7 @@ def test_evaluate_and_predict_say_what_is_missing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "rehearse"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "rehearse", "benchmark"])
 def test_help_lists_the_settings(tmp_path: Path, module: str) -> None:
     done = command(module, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -125,7 +125,7 @@ def test_help_lists_the_settings(tmp_path: Path, module: str) -> None:
 
 
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:
-    for module in ("train", "evaluate", "predict", "rehearse.__main__"):
+    for module in ("train", "evaluate", "predict", "rehearse.__main__", "benchmark.__main__"):
         code = (
             f"import sys; import {package.__name__}.{module};"
             "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"

@@ -44,7 +44,7 @@ DOES_NOT = {
 }
 
 
-BESIDE = ("doctor", "rehearse")  # folders of the package that no run uses
+BESIDE = ("benchmark", "doctor", "rehearse")  # folders of the package that no run uses
 STARTS_FROM = ("ckpt_path", "init_from")
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
 PATIENCE = 10  # seconds until a folder counts as taken

@@ -11,6 +11,9 @@ The same command again continues an unfinished run, and shows a finished one.
 
 import contextlib
 import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -63,53 +66,18 @@ def _train(
     cfg: DictConfig, choice: device.Choice, run: Run, stop: Stop, first: bool
 ) -> dict[str, float]:
     import torch
-    from hydra.utils import instantiate
-    from lightning import Trainer, seed_everything
+    from lightning import seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from .checkpoint import CheckpointIO, is_whole, load_weights, refuse_to_go_on
-    from .compiling import FirstStep, compile_in_place
-    from .resume import EpochLoop
+    from .checkpoint import load_weights, refuse_to_go_on
 
-    cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
-    settled = device.settle(cfg, choice)
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision(choice.matmul_precision)
-    datamodule = instantiate(settled.data, _convert_="all")  # plain lists, should it keep them
-    task = instantiate(settled.task)
-    # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
-    task.hparams.clear()  # a module among its own would make the checkpoint unreadable
-    task.save_hyperparameters(plain_config(cfg))
-    num_parameters = sum(p.numel() for p in task.parameters())
-    callbacks = list(instantiate(settled.callbacks).values())
-    settled.compile = choice.compiles(num_parameters)
-    if settled.compile:
-        compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
-        callbacks.append(FirstStep())
-    if first:
-        run.start(settled)  # before the loggers, which write to the folder
-    loggers = list(instantiate(settled.logger).values())
-    trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
-    # Before a checkpoint is loaded, which Lightning does first: 64-true would be cut to float32.
-    trainer.precision_plugin.convert_module(task)
-    last = run.newest(is_whole)
-    if cfg.resume == "must" and last is None:
-        raise UserError(f"No checkpoint in {run.folder} is whole: leave resume=must out.")
-    loop = trainer.fit_loop.epoch_loop = EpochLoop(
-        trainer,
-        run,
-        seed=cfg.seed,
-        **cfg.save,
-        how_long=how_long(cfg),
-        stop=stop,
-        device_name=choice.name + (", compiled" if settled.compile else ""),
-        own=last is not None,
-    )
-    trainer.strategy.checkpoint_io = CheckpointIO()
+    built = build(cfg, choice, run, stop, first)
+    trainer, task, datamodule, last = built.trainer, built.task, built.datamodule, built.last
+    loop = trainer.fit_loop.epoch_loop
 
     log.info(f"{device.line(choice, cfg)}; writing to {run.folder}")
-    compiled = ", compiled" if settled.compile else ""
-    log.info(f"{type(task).__name__}: {num_parameters:,} parameters{compiled}")
+    compiled = ", compiled" if built.compiled else ""
+    log.info(f"{type(task).__name__}: {built.num_parameters:,} parameters{compiled}")
     if last is None:
         if (last := start_of(cfg, "ckpt_path")) is not None:
             refuse_to_go_on(last, task, cfg)
@@ -138,6 +106,68 @@ def _train(
     if trainer.is_global_zero:
         run.finish(cfg, metrics)
     return metrics
+
+
+@dataclass
+class Built:
+    """Everything that trains."""
+
+    trainer: Any
+    task: Any
+    datamodule: Any
+    last: Path | None  # the checkpoint to go on from
+    num_parameters: int
+    compiled: bool
+
+
+def build(
+    cfg: DictConfig, choice: device.Choice, run: Run, stop: Stop, first: bool = True
+) -> Built:
+    """Build what `cfg` describes, ready to be trained into the folder of `run`."""
+    import torch
+    from hydra.utils import instantiate
+    from lightning import Trainer, seed_everything
+
+    from .checkpoint import CheckpointIO, is_whole
+    from .compiling import FirstStep, compile_in_place
+    from .resume import EpochLoop
+
+    cfg = OmegaConf.merge(cfg, {"run_dir": str(run.folder), "run_name": run.folder.name})  # type: ignore[assignment]
+    settled = device.settle(cfg, choice)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(choice.matmul_precision)
+    datamodule = instantiate(settled.data, _convert_="all")  # plain lists, should it keep them
+    task = instantiate(settled.task)
+    # For checkpoints and loggers: as asked for, every auto still auto, so that it can go elsewhere.
+    task.hparams.clear()  # a module among its own would make the checkpoint unreadable
+    task.save_hyperparameters(plain_config(cfg))
+    num_parameters = sum(p.numel() for p in task.parameters())
+    callbacks = list(instantiate(settled.callbacks).values())
+    settled.compile = choice.compiles(num_parameters)
+    if settled.compile:
+        compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
+        callbacks.append(FirstStep())
+    if first:
+        run.start(settled)  # before the loggers, which write to the folder
+    loggers = list(instantiate(settled.logger).values())
+    trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
+    # Before a checkpoint is loaded, which Lightning does first: 64-true would be cut to float32.
+    trainer.precision_plugin.convert_module(task)
+    last = run.newest(is_whole)
+    if cfg.resume == "must" and last is None:
+        raise UserError(f"No checkpoint in {run.folder} is whole: leave resume=must out.")
+    trainer.fit_loop.epoch_loop = EpochLoop(
+        trainer,
+        run,
+        seed=cfg.seed,
+        **cfg.save,
+        how_long=how_long(cfg),
+        stop=stop,
+        device_name=choice.name + (", compiled" if settled.compile else ""),
+        own=last is not None,
+    )
+    trainer.strategy.checkpoint_io = CheckpointIO()
+    return Built(trainer, task, datamodule, last, num_parameters, bool(settled.compile))
 
 
 def refuse_nonsense(cfg: DictConfig) -> None:

@@ -16,7 +16,12 @@ CALLS = {
     "pin_memory": ".pin_memory() pins for CUDA, and on a Mac makes a tensor of the GPU",
 }
 FIX = "leave it to Lightning, or use self.device, or a tensor's own .device"
-OURS = ("device.py", "doctor", "rehearse")  # the file and the folders that may know hardware
+OURS = (
+    "device.py",
+    "benchmark",
+    "doctor",
+    "rehearse",
+)  # which may know hardware
 
 
 def vendor_literals(files: Iterable[Path]) -> list[Finding]:

@@ -1,0 +1,65 @@
+"""What a step does: how many samples or tokens, and how many floating-point operations."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from .bare import BareLoop
+
+COUNTED = (
+    "counted by torch.utils.flop_counter in one step, forward and backward: matrix products,"
+    " convolutions and attention"
+)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one sample or token, forward and backward."""
+
+    each: float
+    formula: str
+
+
+class Units:
+    """Adds up batches: integers (batch, time) are tokens, of all else the first axis is samples."""
+
+    def __init__(self) -> None:
+        self.name, self.total = "samples", 0
+
+    def add(self, batch: Any) -> None:
+        tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+        first = next(tensors, torch.empty(1))
+        if first.ndim == 2 and first.dtype in (torch.int64, torch.int32):
+            self.name = "tokens"
+            self.total += first.numel()
+        else:
+            self.total += len(first)
+
+
+def told(loop: BareLoop, unit: str) -> Flops | None:
+    """What `flops_per_token` or `flops_per_sample` of the task, or of its model, says.
+
+    The last paragraph of its docstring is taken for the formula.
+    """
+    method = f"flops_per_{unit.removesuffix('s')}"
+    for owner in (loop.task, getattr(loop.task, "model", None)):
+        if (tells := getattr(owner, method, None)) is not None:
+            formula = (inspect.getdoc(tells) or "").rpartition("\n\n")[2]
+            said = f"{type(owner).__name__}.{method}: {' '.join(formula.split())}"
+            return Flops(float(tells()), said)
+    return None
+
+
+def counted(loop: BareLoop) -> Flops | None:
+    """What PyTorch counts in a step, which is not compiled for it."""
+    batch, units = loop.one_batch(), Units()
+    units.add(batch)
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        loop.backward_of(batch)
+    total = counter.get_total_flops()
+    return Flops(total / units.total, COUNTED) if total else None

@@ -1,0 +1,246 @@
+"""The benchmark compares like with like, and claims no more than it has seen."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PROBE, compose_config, names
+from lightning import LightningModule, Trainer
+from PIL import Image
+from test_commands import command
+from torch import nn
+
+from {{ cookiecutter.package_name }} import device
+from {{ cookiecutter.package_name }}.benchmark import subject as subject_module
+from {{ cookiecutter.package_name }}.benchmark.__main__ import TARGETS, benchmark
+from {{ cookiecutter.package_name }}.benchmark.clock import Clock, Over
+from {{ cookiecutter.package_name }}.benchmark.hardware import peak
+from {{ cookiecutter.package_name }}.benchmark.report import remarks, verdict
+from {{ cookiecutter.package_name }}.benchmark.rounds import compare, how_many
+from {{ cookiecutter.package_name }}.benchmark.row import Row, measure
+from {{ cookiecutter.package_name }}.benchmark.subject import Subject
+from {{ cookiecutter.package_name }}.benchmark.work import Units, counted, told
+from {{ cookiecutter.package_name }}.errors import UserError
+from {{ cookiecutter.package_name }}.resume import EpochLoop
+from {{ cookiecutter.package_name }}.run import identity
+
+EXACT = ("trainer.precision=32-true", "matmul_precision=highest")
+
+
+def subject_of(*overrides: str, accelerator: str = "cpu") -> Subject:
+    cfg = compose_config("benchmark", *overrides)
+    want = replace(device.request(cfg), accelerator=accelerator, devices=1)
+    return Subject(cfg, device.choose(want, PROBE))
+
+
+@pytest.fixture(scope="module")
+def row() -> Row:
+    asked = compose_config("benchmark", "benchmark.rounds=2", "benchmark.steps=3").benchmark
+    return measure(subject_of(), asked)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"),
+        ("trainer.limit_train_batches=3", "scheduler=one_cycle"),  # several epochs
+        *((f"experiment={name}",) for name in names("experiment")),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_both_loops_take_the_same_steps_to_the_same_loss(
+    overrides: tuple[str, ...], accelerator: str
+) -> None:
+    measured = subject_of(*overrides, *EXACT, accelerator=accelerator)
+    project = measured.project(Clock(measured.device, 1, 6))
+    bare = measured.bare(Clock(measured.device, 1, 6), same_noise=True)
+    assert (project.steps, len(bare.each)) == (6, 6)
+    assert project.loss == pytest.approx(bare.loss, rel=1e-4)
+
+
+def test_another_training_is_not_called_the_same(row: Row) -> None:
+    assert row.same_loss
+    assert any("same loss" in line for line in remarks(row, threads=1))
+    other = replace(row, bare_loss=row.bare_loss * 1.1)
+    assert any("Not the same training" in line for line in remarks(other, threads=1))
+
+
+def test_what_is_measured_is_what_train_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+
+    def build(*args: Any) -> Any:
+        built.append(original(*args))
+        return built[-1]
+
+    original = subject_module.build
+    monkeypatch.setattr(subject_module, "build", build)
+    measured = subject_of()
+    measured.project(Clock(measured.device, 1, 2))
+    trainer, task, _, _ = built[0]
+    assert isinstance(trainer.fit_loop.epoch_loop, EpochLoop)
+    assert len(trainer.callbacks) == len(compose_config("train").callbacks)
+    assert len(trainer.loggers) == 1
+    assert task.global_step == 2  # it ends inside the third; a bare loop would leave it at 0
+
+
+def test_speeds_within_the_noise_are_a_tie_and_others_are_not() -> None:
+    beside = [100.0, 104.0, 97.0, 101.0, 99.0]
+    again = [103.0, 99.0, 101.0, 98.0, 104.0]
+    assert compare([101.0, 102.0, 98.0, 100.0, 99.0], beside, again).verdict == "a tie"
+    slower = compare([80.0, 81.0, 79.0, 82.0, 80.0], beside, again)
+    assert slower.verdict == "different"
+    assert slower.ratio.median == pytest.approx(0.8, abs=0.02)
+    faster = compare([130.0, 128.0, 131.0, 127.0, 133.0], beside, again)
+    assert faster.verdict == "different"
+    assert "tie" not in verdict(slower)
+
+
+def test_the_noise_does_not_depend_on_which_of_two_equal_loops_is_first() -> None:
+    one, other = [100.0, 90.0, 110.0], [101.0, 108.0, 95.0]
+    assert compare(one, one, other).noise == compare(one, other, one).noise
+
+
+def test_a_few_rounds_decide_nothing(row: Row) -> None:
+    assert row.comparison.verdict == "unknown"
+    assert "too few" in verdict(row.comparison)
+
+
+def test_a_validation_does_not_count() -> None:
+    clock = Clock(torch.device("cpu"), 1, 2)
+    task = nn.Linear(1, 1)
+    task.training_step = lambda batch: task(batch).sum()  # type: ignore[assignment]
+    clock.watch(task)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+
+    def train() -> None:
+        while True:
+            task.training_step(torch.ones(1, 1)).backward()  # type: ignore[operator]
+            optimizer.step()
+            clock.outside(lambda: time.sleep(0.5))()
+
+    with clock.running(), pytest.raises(Over):
+        train()
+    timing = clock.timing()
+    assert timing.steps == 2
+    assert timing.seconds < 0.4
+    assert timing.each == []  # each step had a validation before it
+
+
+@pytest.mark.parametrize("asked", ["auto", 40])
+def test_the_steps_fit_into_the_time_unless_they_are_asked_for(asked: str | int) -> None:
+    warmup, steps = how_many(asked, rounds=3, seconds=10, step=0.05)
+    assert steps == 40 if asked == 40 else (steps + warmup) * 10 * 0.05 <= 10
+    assert warmup >= 1
+
+
+def test_a_step_that_takes_too_long_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"benchmark\.seconds") as refused:
+        how_many("auto", rounds=7, seconds=30, step=60)
+    assert "\n" not in str(refused.value)
+
+
+def test_integers_in_two_axes_are_tokens() -> None:
+    tokens, images = Units(), Units()
+    tokens.add([torch.zeros(4, 16, dtype=torch.int64)] * 2)
+    images.add([torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)])
+    assert (tokens.name, tokens.total) == ("tokens", 64)
+    assert (images.name, images.total) == ("samples", 4)
+
+
+def test_the_flops_that_a_model_tells_win_over_those_counted() -> None:
+    """A product takes two; the first layer needs no gradient of its input."""
+    found = []
+
+    def look(loop: Any) -> None:
+        layers = [module for module in loop.task.modules() if isinstance(module, nn.Linear)]
+        by_hand = sum(6 * layer.weight.numel() for layer in layers) - 2 * layers[0].weight.numel()
+        found.append((counted(loop), by_hand))
+        loop.task.model.flops_per_sample = lambda: 7
+        found.append((told(loop, "samples"), 7))
+
+    subject_of("model=mlp").once(look)
+    for flops, expected in found:
+        assert flops is not None
+        assert flops.each == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_peak_is_that_of_the_very_gpu(name: str, teraflops: float | None) -> None:
+    assert peak(name) == (None if teraflops is None else teraflops * 1e12)
+
+
+def test_each_device_has_a_row_and_no_run_is_made(tmp_path: Path) -> None:
+    asked = ("benchmark.targets=[mps,cuda,cpu]", "benchmark.rounds=1", "benchmark.steps=2")
+    runs = f"runs_dir={(tmp_path / 'runs').as_posix()}"
+    report = benchmark(compose_config("benchmark", runs, *asked))
+    rows = {row["target"]: row for row in report.as_plain()["rows"]}
+    assert set(rows) == set(TARGETS)
+    assert rows["cpu"]["project"]["rate"]["median"] > 0
+    for target in ("mps", "cuda"):
+        assert ("why" in rows[target]) is not bool(getattr(PROBE, target))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_leaves_a_table_and_a_picture_and_nothing_else(tmp_path: Path) -> None:
+    small = ("benchmark.targets=[cpu]", "benchmark.rounds=1", "benchmark.steps=2")
+    done = command("benchmark", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bare loop" in done.stdout
+    (folder,) = (tmp_path / "benchmarks").iterdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmarks"]
+    report = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+    assert report["overrides"] == list(small)
+    assert [row["target"] for row in report["rows"]] == ["cpu"]
+    with Image.open(folder / "benchmark.png") as picture:
+        assert picture.width > picture.height > 300
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["optimizer.lr=-1"], "Invalid learning rate"),
+        (["benchmark.targets=[abacus]"], "none of mps, cuda, cpu"),
+        (["benchmark.rounds=0"], "more than 0"),
+    ],
+)
+def test_a_failing_experiment_is_one_sentence(tmp_path: Path, args: list[str], says: str) -> None:
+    done = command("benchmark", *args, "benchmark.steps=2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_fails_on_a_device_leaves_the_others_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(trainer: Trainer, task: LightningModule) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(subject_module.Subject, "project", lambda *_: refuse(None, None))  # type: ignore[arg-type]
+    report = benchmark(compose_config("benchmark", "benchmark.targets=[cpu]", "benchmark.steps=2"))
+    assert report.rows == []
+    (failed,) = report.unmeasured
+    assert "lower data.batch_size" in failed.why
+
+
+def test_a_benchmark_is_of_the_run_that_train_would_make() -> None:
+    plain, asked = compose_config("train"), compose_config("benchmark", "benchmark.rounds=3")
+    assert identity(plain) == identity(asked)
