@@ -31,9 +31,9 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
         return compose(name, list(overrides))
 
 
-def quick(*overrides: str) -> DictConfig:
-    """A train config, made small where an override does not say otherwise and a part can be."""
-    cfg = compose_config("train", *overrides)
+def quick(*overrides: str, command: str = "train") -> DictConfig:
+    """A config, made small where an override does not say otherwise and a part can be."""
+    cfg = compose_config(command, *overrides)
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for key, value in starter.TINY.items():
         group, _, setting = key.partition(".")

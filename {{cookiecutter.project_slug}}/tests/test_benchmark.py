@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROBE, compose_config, names
+from conftest import PROBE, QUICK, compose_config, names, quick
 from lightning import LightningModule, Trainer
 from PIL import Image
 from test_commands import command
@@ -32,7 +32,7 @@ EXACT = ("trainer.precision=32-true", "matmul_precision=highest")
 
 
 def subject_of(*overrides: str, accelerator: str = "cpu") -> Subject:
-    cfg = compose_config("benchmark", *overrides)
+    cfg = quick(*overrides, command="benchmark")
     want = replace(device.request(cfg), accelerator=accelerator, devices=1)
     return Subject(cfg, device.choose(want, PROBE))
 
@@ -46,7 +46,9 @@ def row() -> Row:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"),
+        # SGD: Adam's steps are the same with gradients of any size.
+        ("trainer.accumulate_grad_batches=2", "optimizer=sgd", "trainer.gradient_clip_val=null"),
+        ("trainer.gradient_clip_val=0.1", "optimizer=sgd"),
         ("trainer.limit_train_batches=3", "scheduler=one_cycle"),  # several epochs
         *((f"experiment={name}",) for name in names("experiment")),
     ],
@@ -64,9 +66,9 @@ def test_both_loops_take_the_same_steps_to_the_same_loss(
 
 def test_another_training_is_not_called_the_same(row: Row) -> None:
     assert row.same_loss
-    assert any("same loss" in line for line in remarks(row, threads=1))
+    assert any("same loss" in line for line in remarks(row, {"threads": 1}))
     other = replace(row, bare_loss=row.bare_loss * 1.1)
-    assert any("Not the same training" in line for line in remarks(other, threads=1))
+    assert any("Not the same training" in line for line in remarks(other, {"threads": 1}))
 
 
 def test_what_is_measured_is_what_train_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,20 +154,21 @@ def test_integers_in_two_axes_are_tokens() -> None:
 
 
 def test_the_flops_that_a_model_tells_win_over_those_counted() -> None:
-    """A product takes two; the first layer needs no gradient of its input."""
+    """A product of a weight takes two, forward, and as many for each of two gradients."""
     found = []
 
     def look(loop: Any) -> None:
-        layers = [module for module in loop.task.modules() if isinstance(module, nn.Linear)]
-        by_hand = sum(6 * layer.weight.numel() for layer in layers) - 2 * layers[0].weight.numel()
-        found.append((counted(loop), by_hand))
+        loop.task.model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        loop.one_batch = lambda: torch.ones(16, 4)
+        loop.training_step = lambda batch, index: loop.task.model(batch).sum()
+        found.append((counted(loop), 6 * (4 * 8 + 8 * 2) - 2 * 4 * 8))  # no gradient of the batch
+        found.append((told(loop, "samples"), None))
         loop.task.model.flops_per_sample = lambda: 7
         found.append((told(loop, "samples"), 7))
 
-    subject_of("model=mlp").once(look)
+    subject_of().once(look)
     for flops, expected in found:
-        assert flops is not None
-        assert flops.each == expected
+        assert (flops and flops.each) == expected
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_a_peak_is_that_of_the_very_gpu(name: str, teraflops: float | None) -> N
 def test_each_device_has_a_row_and_no_run_is_made(tmp_path: Path) -> None:
     asked = ("benchmark.targets=[mps,cuda,cpu]", "benchmark.rounds=1", "benchmark.steps=2")
     runs = f"runs_dir={(tmp_path / 'runs').as_posix()}"
-    report = benchmark(compose_config("benchmark", runs, *asked))
+    report = benchmark(quick(runs, *asked, command="benchmark"))
     rows = {row["target"]: row for row in report.as_plain()["rows"]}
     assert set(rows) == set(TARGETS)
     assert rows["cpu"]["project"]["rate"]["median"] > 0
@@ -199,7 +202,7 @@ def test_each_device_has_a_row_and_no_run_is_made(tmp_path: Path) -> None:
 
 
 def test_the_command_leaves_a_table_and_a_picture_and_nothing_else(tmp_path: Path) -> None:
-    small = ("benchmark.targets=[cpu]", "benchmark.rounds=1", "benchmark.steps=2")
+    small = (*QUICK, "benchmark.targets=[cpu]", "benchmark.rounds=1", "benchmark.steps=2")
     done = command("benchmark", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "bare loop" in done.stdout
@@ -235,7 +238,8 @@ def test_a_task_that_fails_on_a_device_leaves_the_others_their_rows(
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(subject_module.Subject, "project", lambda *_: refuse(None, None))  # type: ignore[arg-type]
-    report = benchmark(compose_config("benchmark", "benchmark.targets=[cpu]", "benchmark.steps=2"))
+    asked = ("benchmark.targets=[cpu]", "benchmark.steps=2")
+    report = benchmark(quick(*asked, command="benchmark"))
     assert report.rows == []
     (failed,) = report.unmeasured
     assert "lower data.batch_size" in failed.why

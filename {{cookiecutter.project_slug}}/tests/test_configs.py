@@ -15,7 +15,12 @@ def test_every_choice_of_every_group_composes_and_resolves(group: str, name: str
 
 @pytest.mark.parametrize(
     ("name", "overrides"),
-    [("evaluate", ["run=latest"]), ("predict", ["run=latest"]), ("rehearse", []), ("benchmark", [])],
+    [
+        ("evaluate", ["run=latest"]),
+        ("predict", ["run=latest"]),
+        ("rehearse", []),
+        ("benchmark", []),
+    ],
 )
 def test_the_other_commands_compose(name: str, overrides: list[str]) -> None:
     OmegaConf.to_container(compose_config(name, *overrides), resolve=True)

@@ -8,7 +8,6 @@ Leaves benchmark.json and benchmark.png in `benchmarks/<name>-<id>`, and no run.
 Exit status 0: something was measured; 1: nothing.
 """
 
-import gc
 import logging
 import sys
 from dataclasses import replace
@@ -50,13 +49,12 @@ def benchmark(cfg: DictConfig, overrides: list[str] | None = None) -> "Report":
 
     rows, unmeasured = [], []
     for target in targets:
-        asked = replace(want, accelerator=target, devices=1, require_accelerator=None)
-        measured = _measure(cfg, asked, probe)
+        one = replace(want, accelerator=target, devices=1, strategy="auto")
+        measured = _measure(cfg, replace(one, require_accelerator=None), probe)
         if isinstance(measured, str):
             unmeasured.append(Unmeasured(target, measured))
         else:
             rows.append(measured)
-        gc.collect()  # what an error has left
     return Report(name, overrides or [], now(), machine(probe), rows, unmeasured)
 
 

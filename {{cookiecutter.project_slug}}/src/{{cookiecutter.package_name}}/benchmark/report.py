@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..device import Probe
+from .hardware import dtype_of
 from .rounds import Comparison
 from .row import Row, Speed
 
@@ -75,7 +76,7 @@ def show(report: Report) -> None:
         for name, speed in (("this project", row.project), ("bare loop", row.bare)):
             table.add_row(name, *_cells(speed))
         console.print(table)
-        for line in remarks(row, report.machine["threads"]):
+        for line in remarks(row, report.machine):
             console.print(Text(f"  {line}"), soft_wrap=True)
         console.print()
     for failed in report.unmeasured:
@@ -90,7 +91,7 @@ def _cells(speed: Speed) -> list[str]:
     return [short(rate.median), between, each[1], f"{each[0]} to {each[2]}", memory]
 
 
-def remarks(row: Row, threads: int) -> list[str]:
+def remarks(row: Row, has: dict[str, Any]) -> list[str]:
     """What there is to know besides the speeds, in sentences."""
     lines = [
         verdict(row.comparison),
@@ -98,7 +99,10 @@ def remarks(row: Row, threads: int) -> list[str]:
         f" do not count; the first step of all took {row.first_step:.3g} s.",
     ]
     if row.choice.accelerator == "cpu":
-        lines.append(f"{_many(threads, 'thread')}; the memory is that of the process.")
+        threads = _many(has["threads"], "thread")
+        lines.append(f"{threads}; the memory is that of the whole process.")
+    elif len(has["gpus"]) > 1:
+        lines.append(f"One of {len(has['gpus'])} GPUs is measured.")
     if row.same_loss:
         lines.append(f"Both end at the same loss, {row.bare_loss:.6g}.")
     else:
@@ -111,8 +115,8 @@ def remarks(row: Row, threads: int) -> list[str]:
 
 
 def _work(row: Row) -> list[str]:
-    precision = row.choice.precision.partition("-")[0]
-    matmul = f"{scaled(row.matmul, 'FLOP/s')} in a matrix product ({precision}), measured"
+    dtype = str(dtype_of(row.choice.precision)).removeprefix("torch.")
+    matmul = f"{scaled(row.matmul, 'FLOP/s')} of a matrix product in {dtype}, measured"
     if row.flops is None or row.achieved is None:
         return [f"{matmul}; the FLOPs of a step are not known."]
     done = f"{scaled(row.achieved, 'FLOP/s')}, beside {matmul}"

@@ -11,6 +11,7 @@ from .clock import Clock, Timing
 from .subject import Subject
 
 FEWEST, MOST = 2, 500  # steps that are timed at a stretch, where the number is auto
+OVERDRAWN = 3  # how often the seconds asked for may be used for that
 WARMUP = 5
 PILOT = 20
 DECISIVE = 5  # rounds
@@ -78,15 +79,16 @@ def how_many(asked: int | str, rounds: int, seconds: float, step: float) -> tupl
     """
     if isinstance(asked, int):
         return max(1, min(WARMUP, asked // 4)), asked
-    possible = int(seconds / (3 * rounds + 1) / step)
+    loops = 3 * rounds + 1
+    possible = int(seconds / loops / step)
     warmup = max(1, min(WARMUP, possible // 4))
-    if possible - warmup < FEWEST:
-        least = math.ceil(step * (3 * rounds + 1) * (FEWEST + 1))
+    least = step * loops * (1 + FEWEST)
+    if least > OVERDRAWN * seconds:
         raise UserError(
-            f"One step takes {step:.1f} s, too long for benchmark.seconds={seconds:g}: set it to"
-            f" {least} or more, or benchmark.targets to another device."
+            f"A step takes {step:.1f} s, too long for benchmark.seconds={seconds:g}: set it to"
+            f" {math.ceil(least / OVERDRAWN)} or more, or benchmark.targets to another device."
         )
-    return warmup, min(MOST, possible - warmup)
+    return warmup, min(MOST, max(FEWEST, possible - warmup))
 
 
 def pilot(subject: Subject, patience: float) -> Timing:

@@ -70,6 +70,7 @@ class Subject:
         def by_hand(trainer: Trainer, task: LightningModule) -> None:
             def run() -> None:
                 use(BareLoop(trainer, task, self.cfg.seed))
+                raise Over
 
             trainer.fit_loop.run = run  # type: ignore[method-assign]
 
@@ -80,20 +81,18 @@ class Subject:
             clock.watch(task)
             prepare(trainer, task)
 
-        hardware.forget_memory(self.device)
-        with clock.running(), contextlib.suppress(Over):
+        with clock.running():
             self._fit(watched)
         return clock.timing()
 
     def _fit(self, prepare: Callable[[Trainer, LightningModule], None]) -> None:
+        gc.collect()  # what the loop before has left, whose parts refer to each other
+        hardware.forget_memory(self.device)
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder, Stop() as stop, _quietly():
             trainer, task, datamodule, _ = build(self.cfg, self.choice, Scratch(folder), stop)
             prepare(trainer, task)
-            try:
+            with contextlib.suppress(Over):
                 trainer.fit(task, datamodule)
-            finally:
-                del trainer, task, datamodule
-                gc.collect()  # they refer to each other, and the next loop needs their memory
 
 
 class Scratch(Run):

@@ -1,6 +1,7 @@
 """What a step does: how many samples or tokens, and how many floating-point operations."""
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .bare import BareLoop
 
-COUNTED = (
-    "counted by torch.utils.flop_counter in one step, forward and backward: matrix products,"
-    " convolutions and attention"
-)
+COUNTED = "counted by torch.utils.flop_counter, forward and backward"
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,14 @@ class Units:
 def told(loop: BareLoop, unit: str) -> Flops | None:
     """What `flops_per_token` or `flops_per_sample` of the task, or of its model, says.
 
-    The last paragraph of its docstring is taken for the formula.
+    The last paragraph of its docstring begins with the formula.
     """
     method = f"flops_per_{unit.removesuffix('s')}"
     for owner in (loop.task, getattr(loop.task, "model", None)):
         if (tells := getattr(owner, method, None)) is not None:
-            formula = (inspect.getdoc(tells) or "").rpartition("\n\n")[2]
-            said = f"{type(owner).__name__}.{method}: {' '.join(formula.split())}"
-            return Flops(float(tells()), said)
+            explained = " ".join((inspect.getdoc(tells) or "").rpartition("\n\n")[2].split())
+            formula = re.split(r"[.:;]\s", explained)[0]
+            return Flops(float(tells()), f"{type(owner).__name__}.{method}: {formula}")
     return None
 
 
