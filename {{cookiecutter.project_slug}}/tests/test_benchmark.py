@@ -61,7 +61,7 @@ def test_both_loops_take_the_same_steps_to_the_same_loss(
     project = measured.project(Clock(measured.device, 1, 6))
     bare = measured.bare(Clock(measured.device, 1, 6), same_noise=True)
     assert (project.steps, len(bare.each)) == (6, 6)
-    assert project.loss == pytest.approx(bare.loss, rel=1e-4)
+    assert project.loss == pytest.approx(bare.loss, rel=1e-3)
 
 
 def test_another_training_is_not_called_the_same(row: Row) -> None:
