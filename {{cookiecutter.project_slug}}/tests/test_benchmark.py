@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import PROBE, QUICK, compose_config, names, quick
 from lightning import LightningModule, Trainer
-from PIL import Image
+from matplotlib.image import imread
 from test_commands import command
 from torch import nn
 
@@ -82,7 +82,7 @@ def test_what_is_measured_is_what_train_builds(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(subject_module, "build", build)
     measured = subject_of()
     measured.project(Clock(measured.device, 1, 2))
-    trainer, task, _, _ = built[0]
+    trainer, task = built[0].trainer, built[0].task
     assert isinstance(trainer.fit_loop.epoch_loop, EpochLoop)
     assert len(trainer.callbacks) == len(compose_config("train").callbacks)
     assert len(trainer.loggers) == 1
@@ -211,8 +211,8 @@ def test_the_command_leaves_a_table_and_a_picture_and_nothing_else(tmp_path: Pat
     report = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
     assert report["overrides"] == list(small)
     assert [row["target"] for row in report["rows"]] == ["cpu"]
-    with Image.open(folder / "benchmark.png") as picture:
-        assert picture.width > picture.height > 300
+    height, width, _ = imread(folder / "benchmark.png").shape
+    assert width > height > 300
 
 
 @pytest.mark.parametrize(

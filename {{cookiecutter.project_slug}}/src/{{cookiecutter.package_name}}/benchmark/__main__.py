@@ -1,7 +1,7 @@
 """How fast is this experiment on each device here, beside a bare loop of the same model?
 
     python -m <package>.benchmark                          # the default, on every device here
-    python -m <package>.benchmark experiment=convnet       # the same overrides as train
+    python -m <package>.benchmark experiment=NAME          # the same overrides as train
     python -m <package>.benchmark benchmark.targets=[cpu] benchmark.rounds=11
 
 Leaves benchmark.json and benchmark.png in `benchmarks/<name>-<id>`, and no run.

@@ -75,7 +75,7 @@ def _ratio(axes: Any, row: Row) -> None:
 
 
 def _heading(row: Row) -> str:
-    parts = [f"{row.choice.accelerator.upper()}: {row.choice.name}", row.choice.precision]
+    parts = [f"{row.choice.accelerator.upper()}: {row.choice.name}", row.precision]
     parts.append(f"{short(row.units_per_step)} {row.unit} a step")
     if row.mfu is not None:
         parts.append(f"{row.mfu:.1%} MFU")

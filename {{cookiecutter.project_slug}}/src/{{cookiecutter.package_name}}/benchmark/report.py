@@ -69,7 +69,7 @@ def show(report: Report) -> None:
     console = Console(highlight=False)
     for row in report.rows:
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
-        table.title = f"{row.choice.accelerator} ({row.choice.name}), {row.choice.precision}"
+        table.title = f"{row.choice.accelerator} ({row.choice.name}), {row.precision}"
         table.add_column("")
         for heading in (f"{row.unit}/s", "10 to 90%", "ms a step", "10 to 90%", "memory"):
             table.add_column(heading, justify="right")

@@ -36,6 +36,7 @@ class Row:
     """Times are seconds, rates units a second, memory bytes."""
 
     choice: Choice
+    compiled: bool
     unit: str  # samples or tokens
     units_per_step: float
     steps: int
@@ -50,6 +51,11 @@ class Row:
     flops: work.Flops | None
     matmul: float  # FLOP/s
     peak: float | None  # FLOP/s of bfloat16, as published
+
+    @property
+    def precision(self) -> str:
+        """In what it computes, and whether PyTorch has compiled it."""
+        return self.choice.precision + ", compiled" * self.compiled
 
     @property
     def achieved(self) -> float | None:
@@ -105,6 +111,7 @@ def measure(subject: Subject, asked: Any) -> Row:
     again = [r.again for r in rounds]
     return Row(
         choice=choice,
+        compiled=subject.compiled,
         unit=total.name,
         units_per_step=total.total / steps,
         steps=steps,

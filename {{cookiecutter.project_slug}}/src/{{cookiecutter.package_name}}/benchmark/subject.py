@@ -43,6 +43,7 @@ class Subject:
         plain.trainer.update({**TRAINER, "limit_val_batches": 0 if no_validation else 1})
         plain.update({"resume": "auto", "ckpt_path": None, "init_from": None})
         self.cfg: DictConfig = plain
+        self.compiled = False  # known when it has been built
 
     def project(self, clock: Clock) -> Timing:
         """Its steps in Lightning's Trainer, with this project's loop, callbacks and loggers."""
@@ -89,10 +90,11 @@ class Subject:
         gc.collect()  # what the loop before has left, whose parts refer to each other
         hardware.forget_memory(self.device)
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder, Stop() as stop, _quietly():
-            trainer, task, datamodule, _ = build(self.cfg, self.choice, Scratch(folder), stop)
-            prepare(trainer, task)
+            built = build(self.cfg, self.choice, Scratch(folder), stop)
+            self.compiled = built.compiled
+            prepare(built.trainer, built.task)
             with contextlib.suppress(Over):
-                trainer.fit(task, datamodule)
+                built.trainer.fit(built.task, built.datamodule)
 
 
 class Scratch(Run):
