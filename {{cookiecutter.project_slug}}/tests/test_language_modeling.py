@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Compose, compose_config, starter
+from conftest import Compose, compose_config, quick, starter
+from hydra.utils import instantiate
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from {{ cookiecutter.package_name }}.baseline import trigram_probabilities
 from {{ cookiecutter.package_name }}.checkpoint import load_run
+from {{ cookiecutter.package_name }}.compiling import compile_in_place
 from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.predict import predict
 from {{ cookiecutter.package_name }}.run import Run
@@ -135,6 +137,24 @@ def test_gradients_are_clipped_by_their_true_size_under_a_loss_scale() -> None:
     assert grads[1].item() == pytest.approx(0.25, rel=1e-4)  # four ones, scaled to a length of 0.5
     scaler.step(optimizer)
     assert all(p.isfinite().all() for p in task.parameters())
+
+
+def test_the_model_and_the_loss_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def compiler(graph: Any, example_inputs: Any) -> Any:
+        seen.append(graph.code)
+        return graph.forward
+
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: whole(module, backend=compiler))
+    task = instantiate(quick().task)
+    compile_in_place(task, same_bits=False)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    task.training_step([tokens, tokens], 0).backward()
+    assert len(seen) == 2  # without a break
+    assert "scaled_dot_product_attention" in seen[0]
+    assert "cross_entropy" in seen[1]
 
 
 def test_only_matrices_decay() -> None:
