@@ -56,6 +56,10 @@ class BestCheckpoint(ModelCheckpoint):
     Here it counts if its weights are in this folder: they are not where `ckpt_path` is another run.
     """
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self._every_n_train_steps or self._train_time_interval:  # else it is a look in vain
+            super().on_train_batch_end(*args)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if Path(self.format_checkpoint_name({})).is_file():
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})

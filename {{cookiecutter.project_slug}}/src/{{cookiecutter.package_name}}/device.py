@@ -61,6 +61,7 @@ class Request:
     pin_memory: Any = "auto"
     persistent_workers: Any = "auto"
     compile: Any = "auto"
+    on_device: Any = "auto"
     require_accelerator: str | None = None
     in_memory: bool = False  # fetching from the datamodule costs nothing
 
@@ -96,6 +97,7 @@ class Choice:
     pin_memory: bool
     persistent_workers: bool
     compile: Any  # True, False, or `large`: a model of LARGE parameters or more
+    on_device: bool
     reasons: dict[str, str]
 
     @property
@@ -193,8 +195,9 @@ def choose(want: Request, has: Probe) -> Choice:
         "pin_memory": (accelerator == "cuda", "it speeds up copies to CUDA, and only those"),
         "persistent_workers": (num_workers > 0, "workers, where there are any, outlast an epoch"),
         "compile": _compile(want, has, accelerator),
+        "on_device": _on_device(want, accelerator, num_workers),
     }
-    for field in ("matmul_precision", "pin_memory", "persistent_workers"):
+    for field in ("matmul_precision", "pin_memory", "persistent_workers", "on_device"):
         if getattr(want, field) != "auto":
             policy[field] = getattr(want, field), "asked for"
     if num_workers == 0:  # DataLoader refuses it
@@ -306,8 +309,18 @@ def _compile(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
     return "large", "a large model is worth the half minute that compiling takes"
 
 
+def _on_device(want: Request, accelerator: str, num_workers: int) -> tuple[bool, str]:
+    if want.on_device is True and num_workers > 0:
+        raise UserError("data.on_device=true leaves workers nothing to do: add data.num_workers=0.")
+    if accelerator != "cuda":
+        return False, f"{accelerator} reads the same memory"
+    if not want.in_memory or num_workers > 0:
+        return False, "only for data that are in memory, without workers"
+    return True, "no batch needs to be copied there"
+
+
 TRAINER = ("accelerator", "devices", "strategy", "precision")
-LOADER = ("num_workers", "pin_memory", "persistent_workers")
+LOADER = ("num_workers", "pin_memory", "persistent_workers", "on_device")
 
 
 @contextlib.contextmanager

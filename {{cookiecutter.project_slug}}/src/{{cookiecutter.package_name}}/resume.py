@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from .averages import restore_averages, running_averages
 from .data.tensors import ReplayableSampler
 from .errors import UserError
+from .lean import LeanLoop
 from .run import Run
 from .stopping import Stop
 
@@ -50,7 +50,7 @@ def seed_position(device: torch.device, *position: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-class EpochLoop(_TrainingEpochLoop):
+class EpochLoop(LeanLoop):
     """Lightning's loop over the batches of an epoch, which can go on between any two of them.
 
     Lightning guesses from its counters where a checkpoint was taken, and where it guesses wrong it

@@ -29,7 +29,7 @@ DECIDES = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision", "
 # Of that again, what does not: the device and its loader, how long to train, what is shown.
 HOW_LONG = ("max_epochs", "max_steps", "max_time")
 DOES_NOT = {
-    "data": ("num_workers", "pin_memory", "persistent_workers", "cache"),
+    "data": ("num_workers", "pin_memory", "persistent_workers", "on_device", "cache"),
     "trainer": ("accelerator", "devices", "strategy", "log_every_n_steps", "profiler", *HOW_LONG),
     "callbacks": (
         "progress",

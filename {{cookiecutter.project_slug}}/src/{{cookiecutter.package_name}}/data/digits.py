@@ -22,6 +22,7 @@ class DigitsDataModule(L.LightningDataModule):
         split_seed: which samples these are; apart from `seed`, so that seeds can be compared.
         augment: move each training image by up to one pixel in each direction.
         seed: of the order of the training samples.
+        on_device: keep all of it in the memory of the device that trains.
     """
 
     in_memory = True  # tells device.py that workers would gain nothing
@@ -40,6 +41,7 @@ class DigitsDataModule(L.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         persistent_workers: bool = False,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -57,6 +59,7 @@ class DigitsDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
+        self.on_device = on_device
         self.splits: dict[str, TensorBatches] = {}
 
     def setup(self, stage: str) -> None:
@@ -103,13 +106,15 @@ class DigitsDataModule(L.LightningDataModule):
     def _loader(
         self, split: str, sampler: ReplayableSampler | None = None, drop_last: bool = False
     ) -> DataLoader[Any]:
+        if self.on_device and self.trainer is not None:
+            self.splits[split] = self.splits[split].to(self.trainer.strategy.root_device)
         return DataLoader(
             self.splits[split],
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
+            pin_memory=self.pin_memory and not self.on_device,
             persistent_workers=self.persistent_workers,
             collate_fn=take_batch,
         )

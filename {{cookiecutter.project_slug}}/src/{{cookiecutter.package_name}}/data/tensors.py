@@ -7,7 +7,10 @@ import itertools
 from collections.abc import Iterator, Sized
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -26,7 +29,12 @@ class TensorBatches(Dataset[tuple[Tensor, ...]]):
         return tuple(tensor[index] for tensor in self.tensors)
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        return [tensor[indices] for tensor in self.tensors]
+        # A fifth of the time that a list of numbers takes as an index.
+        chosen = move_data_to_device(torch.from_numpy(np.array(indices)), self.tensors[0].device)
+        return [tensor.index_select(0, chosen) for tensor in self.tensors]
+
+    def to(self, device: torch.device) -> "TensorBatches":
+        return TensorBatches(*(tensor.to(device) for tensor in self.tensors))
 
 
 class ReplayableSampler(DistributedSampler[Any]):

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from .. import optimization
 from ..checkpoint import load_task
 from ..data.images import read_images
 from ..data.tensors import TensorBatches, take_batch
-from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,9 @@ class ClassificationTask(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
+        self.train_acc, self.val_acc, self.test_acc = (Average() for _ in range(3))
+        self.val_loss, self.test_loss = Average(), Average()
         # Not validated: that reads every target, and a GPU would have to wait for it.
-        self.train_acc, self.val_acc, self.test_acc = (
-            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
-        )
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -66,12 +66,14 @@ class ClassificationTask(LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self._log_averages(self._step(batch, "val"), "val")
+        self._step(batch, "val")
+        self._log_averages(batch_idx, "val")
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         # Not in mixed precision: a result is the same on each device, but for float32's rounding.
         with torch.autocast(self.device.type, enabled=False):
-            self._log_averages(self._step(batch, "test"), "test")
+            self._step(batch, "test")
+        self._log_averages(batch_idx, "test")
 
     def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Class probabilities, float32, (batch, num_classes)."""
@@ -83,15 +85,19 @@ class ClassificationTask(LightningModule):
         logits = self(inputs)
         smoothing = self.label_smoothing if split == "train" else 0.0
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        getattr(self, f"{split}_acc").update(logits, targets)
+        samples = targets.numel()
+        getattr(self, f"{split}_acc").update((logits.argmax(dim=1) == targets).sum(), samples)
+        if split != "train":
+            getattr(self, f"{split}_loss").update(loss.float() * samples, samples)
         if split == "test":
             self.confusion.update(logits, targets)
         return loss
 
-    def _log_averages(self, loss: Tensor, split: str) -> None:
-        accuracy = getattr(self, f"{split}_acc")
-        self.log(f"{split}/loss", loss, prog_bar=split == "val", sync_dist=True)
-        self.log(f"{split}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+    def _log_averages(self, batch_idx: int, split: str) -> None:
+        if batch_idx == 0:  # what is logged is the metric, and its value is asked for at the end
+            averages = {name: getattr(self, f"{split}_{name}") for name in ("loss", "acc")}
+            for name, average in averages.items():
+                self.log(f"{split}/{name}", average, on_step=False, on_epoch=True, prog_bar=True)
 
     def answer(self, cfg: DictConfig, trainer: Trainer, datamodule: Any, folder: Path) -> Path:
         """What `predict` does: a CSV with a line for each image, its class and the probabilities.
@@ -120,18 +126,40 @@ class ClassificationTask(LightningModule):
         return output
 
     def configure_optimizers(self) -> Any:
-        build = self.scheduler["scheduler"]
-        filled_in = {}
-        if "total_steps" in build.keywords:  # OneCycleLR's
-            filled_in["total_steps"] = int(self.trainer.estimated_stepping_batches)
-        try:
-            optimizer = self.optimizer(self.parameters())
-            scheduler = build(optimizer, **filled_in)
-        except (TypeError, ValueError) as error:  # of a value in their YAML
-            raise UserError(f"optimizer or scheduler: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": {**self.scheduler, "scheduler": scheduler}}
+        return optimization.configure(self, self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        optimization.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Path) -> LightningModule:  # type: ignore[override]
         """The task of a checkpoint; the file has all that it is built from."""
         return load_task(checkpoint_path)
+
+
+class Average(Metric):
+    """Of a sum over each batch.
+
+    torchmetrics' own look for nan, or count class by class, which takes as long as a small model.
+    """
+
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "samples"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, samples: int) -> None:
+        self.total += total.detach()
+        self.samples += samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.samples

@@ -1,0 +1,62 @@
+"""What somebody has written to be called around a training batch, looked up once an epoch.
+
+Lightning calls every hook of every callback, the task and the datamodule, most of them empty.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+
+def written(hook: str, *owners: Any) -> bool:
+    """Whether one of them has a hook of its own."""
+    return any(owner is not None and is_overridden(hook, owner) for owner in owners)
+
+
+class Hooks:
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.task = trainer, trainer.lightning_module
+        self.device = trainer.strategy.root_device
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.moves = written("transfer_batch_to_device", self.task, data)
+        owner = data if written("on_after_batch_transfer", data) else self.task
+        self.after_move = owner.on_after_batch_transfer
+        self.takes_index = is_param_in_hook_signature(
+            self.task.training_step, "batch_idx", min_args=2
+        )
+        self.found: dict[str, list[Callable[..., Any]]] = {}
+
+    def call(self, hook: str, *args: Any) -> None:
+        """Of each callback, then of the task."""
+        if hook not in self.found:
+            self.found[hook] = self._find(hook)
+        if functions := self.found[hook]:
+            before, self.task._current_fx_name = self.task._current_fx_name, hook  # for self.log
+            for function in functions:
+                function(*args)
+            self.task._current_fx_name = before
+
+    def _find(self, hook: str) -> list[Callable[..., Any]]:
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        theirs = [getattr(callback, hook) for callback in callbacks if written(hook, callback)]
+        own = [getattr(self.task, hook)] if written(hook, self.task) else []
+        return [*(partial(function, self.trainer, self.task) for function in theirs), *own]
+
+    def move(self, batch: Any) -> Any:
+        """A batch, on the device."""
+        if self.moves or not self._is_there(batch):
+            return call._call_strategy_hook(
+                self.trainer, "batch_to_device", batch, dataloader_idx=0
+            )
+        return self.after_move(batch, 0)
+
+    def _is_there(self, batch: Any) -> bool:
+        return isinstance(batch, list | tuple) and all(
+            isinstance(part, torch.Tensor) and part.device == self.device for part in batch
+        )
