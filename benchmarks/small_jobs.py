@@ -95,7 +95,7 @@ def synchronize() -> None:
 
 
 def loop(choice: Any) -> tuple[float, float]:
-    device = torch.device("cpu" if choice.accelerator == "cpu" else choice.accelerator, None)
+    device = torch.device(choice.accelerator)
     lower = {"bf16-mixed": torch.bfloat16, "32-true": None}[choice.precision]
     autocast = torch.autocast(device.type, lower, enabled=lower is not None)
     torch.manual_seed(0)
@@ -123,7 +123,9 @@ def loop(choice: Any) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, inputs: Tensor, targets: Tensor, autocast: Any) -> tuple[float, float]:
+def validate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, autocast: Any
+) -> tuple[float, float]:
     model.eval()
     loss = correct = torch.zeros((), device=inputs.device)
     for start in range(0, VAL, BATCH):
@@ -304,7 +306,7 @@ def measure(ways: dict[str, Callable[[], tuple[float, float]]], rounds: int) -> 
     for _ in range(rounds):
         for way, train in ways.items():
             # What the ways print is not the point; a bar goes to a terminal that is not there.
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 seconds, losses[way] = train()
             speeds[way].append(samples / seconds)
     return {"samples_per_second": speeds, "val_loss": losses}

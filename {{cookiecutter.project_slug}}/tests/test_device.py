@@ -202,3 +202,25 @@ def test_the_settled_config_has_no_auto_left(config: Compose) -> None:
     }
     assert "auto" not in {str(value) for value in settled.data.values()}
     assert cfg.trainer.accelerator == "auto"  # the request itself is untouched
+
+
+@pytest.mark.parametrize(
+    ("has", "want", "on_device"),
+    [
+        (H100, Request(in_memory=True), True),
+        (H100, Request(in_memory=True, num_workers=2), False),
+        (H100, Request(in_memory=True, on_device=False), False),
+        (H100, Request(), False),
+        (MAC, Request(in_memory=True), False),
+        (CPU, Request(in_memory=True), False),
+    ],
+)
+def test_data_in_memory_go_to_the_memory_of_the_gpu(
+    has: Probe, want: Request, on_device: bool
+) -> None:
+    assert choose(want, has).on_device is on_device
+
+
+def test_data_on_the_device_refuse_workers() -> None:
+    with pytest.raises(UserError, match=r"data\.num_workers=0"):
+        choose(Request(on_device=True, num_workers=2), H100)

@@ -1,10 +1,14 @@
 """The handwritten digits, as the models are fed with them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import Compose
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shift
 from {{ cookiecutter.package_name }}.errors import UserError
+from {{ cookiecutter.package_name }}.train import train
 
 
 @pytest.fixture
@@ -56,3 +60,26 @@ def test_shift_keeps_the_channels_apart() -> None:
 def test_impossible_settings_are_refused_in_a_sentence(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError):
         DigitsDataModule(**wrong).setup("fit")
+
+
+def test_data_on_the_device_give_the_same_run_on_each_device(
+    config: Compose, accelerator: str
+) -> None:
+    def losses(on_device: str) -> dict[str, float]:
+        overrides = (f"trainer.accelerator={accelerator}", "trainer.max_epochs=1", "resume=never")
+        return train(config(*overrides, f"data.on_device={on_device}", "data.num_workers=0"))
+
+    assert losses("true") == losses("false")
+
+
+def test_data_on_the_device_are_moved_there() -> None:
+    """To `meta`, which every machine has, and where an index that is still on the CPU would fail."""
+    datamodule = DigitsDataModule(batch_size=32, on_device=True, pin_memory=True)
+    strategy = SimpleNamespace(root_device=torch.device("meta"))
+    datamodule.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
+    datamodule.setup("fit")
+    loader = datamodule.train_dataloader()
+    inputs, targets = next(iter(loader))
+    assert (inputs.device.type, targets.device.type) == ("meta", "meta")
+    assert inputs.shape == (32, 1, 8, 8)
+    assert loader.dataset.tensors[0].device.type == "meta"  # type: ignore[attr-defined]

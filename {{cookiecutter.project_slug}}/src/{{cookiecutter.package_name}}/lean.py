@@ -124,12 +124,12 @@ class LeanOptimization(_AutomaticOptimization):
         with self.trainer.precision_plugin.train_step_context():
             loss: Any = task.training_step(*kwargs.values())
         task._current_fx_name = None
+        extra: dict[str, Any] = {}
         if not isinstance(loss, torch.Tensor):  # but a dict, or None
             result = ClosureResult.from_training_step_output(loss)
-            loss = result.closure_loss
-            outputs.update(result.extra)
+            loss, extra = result.closure_loss, result.extra
         if loss is not None:
-            outputs["loss"] = loss.detach()
+            outputs.update(loss=loss.detach(), **extra)
         return loss
 
     def _zero_grad(self, batch_idx: int, optimizer: Any) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from .. import optimization
 from ..checkpoint import load_task
 from ..data.corpus import read_prompt
 from ..errors import UserError
@@ -123,16 +123,7 @@ class LanguageModelingTask(LightningModule):
         return output
 
     def configure_optimizers(self) -> Any:
-        build = self.scheduler["scheduler"]
-        filled_in = {}
-        if "total_steps" in build.keywords:  # OneCycleLR's
-            filled_in["total_steps"] = int(self.trainer.estimated_stepping_batches)
-        try:
-            optimizer = self.optimizer(decaying(self.model))
-            scheduler = build(optimizer, **filled_in)
-        except (TypeError, ValueError) as error:  # of a value in their YAML
-            raise UserError(f"optimizer or scheduler: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": {**self.scheduler, "scheduler": scheduler}}
+        return optimization.configure(self, decaying(self.model))
 
     def configure_gradient_clipping(
         self,
@@ -140,17 +131,7 @@ class LanguageModelingTask(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning refuses to clip for a fused optimizer in any mixed precision, since it divides
-        # by the loss scale inside its step. bf16 has no such scale, and float16's can be divided
-        # by before: the step then leaves it.
-        precision = self.trainer.precision_plugin
-        if not gradient_clip_val or not isinstance(precision, MixedPrecision):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        if precision.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            precision.scaler.unscale_(optimizer)
-        algorithm = gradient_clip_algorithm or "norm"
-        Precision.clip_gradients(precision, optimizer, gradient_clip_val, algorithm)  # type: ignore[arg-type]
+        optimization.clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Path) -> LightningModule:  # type: ignore[override]
