@@ -73,7 +73,7 @@ def test_data_on_the_device_give_the_same_run_on_each_device(
 
 
 def test_data_on_the_device_are_moved_there() -> None:
-    """To `meta`, which every machine has, and where an index that is still on the CPU would fail."""
+    """To `meta`, which every machine has, and where an index left on the CPU would fail."""
     datamodule = DigitsDataModule(batch_size=32, on_device=True, pin_memory=True)
     strategy = SimpleNamespace(root_device=torch.device("meta"))
     datamodule.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]

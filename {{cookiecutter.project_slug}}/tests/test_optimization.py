@@ -17,7 +17,6 @@ from {{ cookiecutter.package_name }}.run import Run
 from {{ cookiecutter.package_name }}.train import train
 
 SMALL = (
-    "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=3",
     "trainer.limit_val_batches=1",
@@ -122,10 +121,11 @@ def norm(task: Any) -> float:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_gradients_are_clipped_to_the_norm_that_is_asked_for(
-    config: Compose, precision: str, fused: str
+    config: Compose, accelerator: str, precision: str, fused: str
 ) -> None:
     cfg = config(
         *SMALL,
+        f"trainer.accelerator={accelerator}",
         f"trainer.precision={precision}",
         f"+optimizer.fused={fused}",
         "trainer.gradient_clip_val=0.01",
