@@ -30,6 +30,7 @@ class Hooks:
         self.takes_index = is_param_in_hook_signature(
             self.task.training_step, "batch_idx", min_args=2
         )
+        self.intervals = {config.interval for config in trainer.lr_scheduler_configs}
         self.found: dict[str, list[Callable[..., Any]]] = {}
 
     def call(self, hook: str, *args: Any) -> None:

@@ -85,6 +85,10 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_completed()
         connector.update_train_step_metrics()
 
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        if self.hooks is None or interval in self.hooks.intervals:
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
+
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
         trainer: Any = self.trainer
         if (
