@@ -152,6 +152,7 @@ RULES = {
     ),
     "license": Rule("Give MIT, Apache-2.0, BSD-3-Clause or Proprietary.", choices=one_of(LICENSES)),
     "github_actions": Rule("Give yes or no.", choices=YES_OR_NO),
+    "deploy": Rule("Give yes or no.", choices=YES_OR_NO),
 }
 
 

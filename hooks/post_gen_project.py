@@ -111,6 +111,14 @@ def judge(found: Probe) -> Verdict:
 # Question and answer -> the files that are there for no other answer.
 ONLY_FOR = {
     ("github_actions", True): (".github/workflows/ci.yml", ".github/dependabot.yml"),
+    ("deploy", True): (
+        ".dockerignore",
+        "deploy/Dockerfile",
+        "deploy/README.md",
+        "deploy/kubernetes.yaml",
+        "deploy/skypilot.yaml",
+        "deploy/slurm.sbatch",
+    ),
     ("starter", "image-classification"): (
         "src/{package}/confusion.py",
         "src/{package}/data/digits.py",

@@ -78,7 +78,7 @@ def test_a_user_config_is_read_back_exactly(template, tmp_path):
 def test_a_bad_answer_is_refused_before_the_next_question(template, tmp_path, answer):
     done = bake(template, tmp_path, typed=f"{answer}\n")
     assert done.returncode == 1
-    assert "[1/9]" in done.stdout and "[2/9]" not in done.stdout
+    assert "[1/10]" in done.stdout and "[2/10]" not in done.stdout
     assert "Traceback" not in done.stdout and created(tmp_path) == []
 
 

@@ -174,6 +174,7 @@ def test_the_hook_alone_refuses_too(template, tmp_path, allowed):
         "package_name": "a",
         "starter": "image-classification",
         "github_actions": True,
+        "deploy": True,
         "_allow_intel_python": allowed,
     }
     rendered = text.replace("{{ cookiecutter | tojson }}", json.dumps(answers))

@@ -26,6 +26,7 @@ OPTIONS = {
     "no_actions": {"github_actions": "no"},
     "language": {"starter": "language-modeling"},
     "language, long": {"starter": "2", "project_name": LONG},
+    "no_deploy": {"deploy": "no"},
     "Apache-2.0": {"license": "Apache-2.0"},
     "BSD-3-Clause": {"license": "BSD-3-Clause"},
     "Proprietary": {"license": "Proprietary", "author_email": "a@example.org"},

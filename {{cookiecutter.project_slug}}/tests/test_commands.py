@@ -13,7 +13,7 @@ from conftest import QUICK
 import {{ cookiecutter.package_name }} as package
 
 
-def command(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(module: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"{package.__name__}.{module}", *args],
         cwd=cwd,
@@ -24,7 +24,7 @@ def command(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[s
         timeout=300,
         check=False,
         # Windows' consoles may not know the lines of Rich's tables.
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
     )
 
 
@@ -86,6 +86,15 @@ def test_a_stopped_training_says_so_and_its_status_is_not_0(
         rest = training.stdout.read()
     assert training.returncode == status
     assert "Interrupted; the same command goes on" in rest
+
+
+def test_a_task_of_a_slurm_job_is_not_taken_for_a_process_of_a_run(tmp_path: Path) -> None:
+    """As in `sbatch --ntasks=2`, `salloc` and the second task of `srun`: Lightning would wait."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "1", "SLURM_NTASKS": "2"}
+    task = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    done = command("train", "debug=fast", cwd=tmp_path, **job, **task)
+    assert done.returncode == 0, done.stderr
+    assert "1 device" in done.stdout
 
 
 def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:

@@ -47,7 +47,11 @@ QUIET = (
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
     r"GPU available but not used",  # it was asked not to be
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
+    r"The `srun` command is available on your system",  # torchrun makes the processes, not srun
 )
+# By these Lightning takes a job's tasks for the processes of one run, waits for those that nobody
+# has started, and requeues by itself. Slurm gives the machines; torchrun makes the processes.
+SLURMS = ("SLURM_NTASKS", "SLURM_PROCID")
 
 
 def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -66,6 +70,8 @@ def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
 
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
+    for variable in SLURMS:
+        os.environ.pop(variable, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them
     start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     try:

@@ -107,7 +107,6 @@ HARMFUL_VARIABLES = {
 LAUNCHERS = {
     "TORCHELASTIC_RUN_ID": "torchrun",
     "WORLD_SIZE": "a launcher such as torchrun",
-    "SLURM_NTASKS": "Slurm",
     "LSB_JOBID": "LSF",
     "OMPI_COMM_WORLD_SIZE": "MPI",
 }
