@@ -261,27 +261,6 @@ def test_a_signal_saves_after_the_step_and_says_so_in_the_exit_status(
     assert result(Run.of(cfg)) == result(whole)
 
 
-def test_a_second_signal_from_torchrun_does_not_keep_a_run_from_saving(
-    config: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster tells all processes to stop, torchrun too, which then tells its own once more."""
-
-    def interrupt(task: Any, batch: Any, batch_idx: int) -> None:
-        if task.global_step == 6:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
-
-    of_torchrun = {"TORCHELASTIC_RUN_ID": "7", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    for variable, value in of_torchrun.items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(ClassificationTask, "on_train_batch_start", interrupt)
-    cfg = config(*SMALL, "save.every_n_steps=100")
-    with pytest.raises(SystemExit) as end:
-        train(cfg)
-    assert end.value.code == 143
-    assert [path.stem for path in Run.of(cfg).checkpoints()] == ["step_000000007"]
-
-
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(
     config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,7 @@ class Stop:
     """While it is entered, a signal stops the run: at once, or where `deferred` at the next batch.
 
     The exit status is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second
-    signal ends the process on the spot (not under torchrun, which sends one of its own); files are
-    written so that this harms none.
+    signal ends the process on the spot; files are written so that this harms none.
     """
 
     def __init__(self) -> None:
@@ -48,8 +47,6 @@ class Stop:
         if os.getpid() != self._process:
             return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
         if self.signal is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                return  # torchrun passes on what all have got already, and kills what does not end
             os._exit(128 + number)
         self.signal = number
         if hasattr(signal, "SIGCHLD"):  # PyTorch raises in here if a worker dies of the same signal
