@@ -83,7 +83,7 @@ def test_a_bad_answer_is_refused_before_the_next_question(template, tmp_path, an
 
 
 def test_typed_answers_make_the_project_they_say(template, tmp_path):
-    done = bake(template, tmp_path, typed='My Nets\n\nnets\n2\nIt\'s \\"x\\"\nZoë\n\n4\nno\n')
+    done = bake(template, tmp_path, typed='My Nets\n\nnets\n2\nIt\'s \\"x\\"\nZoë\n\n4\nno\nno\n')
     assert done.returncode == 0, done.stdout
     project = read_back(tmp_path / "out" / "my-nets")
     assert project["package_name"] == "nets"
