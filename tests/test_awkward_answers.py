@@ -136,7 +136,7 @@ def parses(name: str, text: str) -> None:
     elif suffix == ".toml":
         tomllib.loads(text)
     elif suffix in (".yaml", ".yml"):
-        yaml.load(text, FAST_YAML)
+        list(yaml.load_all(text, FAST_YAML))
     elif suffix == ".json":
         json.loads(text)
     elif suffix in (".sh", ".sbatch") or text.startswith("#!/bin/"):

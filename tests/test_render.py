@@ -48,7 +48,7 @@ def test_every_file_parses(rendered: Path) -> None:
     for path in files(rendered, "*.toml"):
         tomllib.loads(path.read_text(encoding="utf-8"))
     for path in files(rendered, "*.yaml", "*.yml"):
-        assert yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert all(yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
 def test_nothing_of_the_template_is_left(rendered: Path) -> None:
