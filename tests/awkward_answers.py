@@ -469,7 +469,9 @@ REFUSED = {
         ("starter", word, "is '") for word in ("digits", "language modeling", "", "0", "3", "gpt ")
     ],
     "neither yes nor no": [
-        ("github_actions", word, "is '") for word in ("maybe", "", "2", "nope", "yes please")
+        (question, word, "is '")
+        for question in ("github_actions", "deploy")
+        for word in ("maybe", "", "2", "nope", "yes please")
     ],
     "not text": [
         ("project_name", True, "is True"),
