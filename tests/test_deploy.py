@@ -305,7 +305,7 @@ def test_a_container_is_not_root_and_caches_what_takes_long(baked: Path) -> None
     assert copied == ["pyproject.toml ./"]
     assert kinds.index("USER") > sources and kinds[-1] == "ENTRYPOINT"
     allowed = tomllib.loads((baked / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    version = re.fullmatch(r"python:(3\.\d+)-slim-\w+", made[0][1])
+    version = re.fullmatch(r"python:(3\.\d+)-bookworm", made[0][1])
     assert version and "3.11" <= version[1] < "3.14"
     assert allowed["requires-python"] == ">=3.11,<3.14"
 
