@@ -144,6 +144,7 @@ ONLY_FOR = {
         "src/{package}/data/text.py",
         "src/{package}/data/tokenizer.py",
         "src/{package}/models/gpt.py",
+        "src/{package}/models/rotary.py",
         "src/{package}/tasks/language_modeling.py",
         "src/{package}/configs/continue.yaml",
         "src/{package}/configs/callbacks/baseline.yaml",

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from .rotary import Turns, turned, turns_at
 
 Past = list[tuple[Tensor, Tensor]]  # of each layer, keys and values (batch, heads, time, width)
 
 
 class GPT(nn.Module):
-    """Learned positions, layer norm before each part, and the embedding as the output layer, too.
+    """Layer norm before each part, and the embedding as the output layer, too.
 
     Args:
         vocab_size: how many logits come out; more than there are tokens does no harm.
@@ -21,6 +22,7 @@ class GPT(nn.Module):
         width: of the embeddings, divisible by `num_heads`.
         num_layers: blocks of attention and MLP.
         num_heads: of each attention.
+        positions: `learned`, a vector for each; or `rotary`, which turns queries and keys.
         dropout: probability of dropping a feature of the embeddings and of each block's parts.
         bias: of the linear layers and norms; without, a GPU saves time, and nothing is lost.
     """
@@ -33,18 +35,27 @@ class GPT(nn.Module):
         width: int = 128,
         num_layers: int = 4,
         num_heads: int = 4,
+        positions: str = "learned",
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
+        if positions not in ("learned", "rotary"):
+            raise UserError(f"model.positions={positions} is none of learned, rotary.")
         if width % num_heads:
             raise UserError(
                 f"model.width={width} is not divisible by model.num_heads={num_heads}: change one."
             )
+        if positions == "rotary" and width // num_heads % 2:
+            raise UserError(
+                f"model.width={width} gives each of model.num_heads={num_heads} an odd width, which"
+                " rotary positions cannot turn in pairs: change one."
+            )
         self.vocab_size = vocab_size
         self.context = context
+        self.head_width = width // num_heads
         self.tokens = nn.Embedding(vocab_size, width)
-        self.positions = nn.Embedding(context, width)
+        self.positions = nn.Embedding(context, width) if positions == "learned" else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(width, num_heads, dropout, bias) for _ in range(num_layers)
@@ -70,7 +81,12 @@ class GPT(nn.Module):
         """Logits, and what a later call takes as `past`, to compute one token more."""
         start = 0 if past is None else past[0][0].shape[2]
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.tokens(tokens) + self.positions(positions))
+        x, turns = self.tokens(tokens), None
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        else:
+            turns = turns_at(positions, self.head_width)
+        x = self.dropout(x)
         kind = x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             # Autocast would leave the residual stream in float32, and every block reads and writes
@@ -79,7 +95,7 @@ class GPT(nn.Module):
             x = x.to(low) if low == torch.bfloat16 else x
         present: Past = []
         for layer, block in enumerate(self.blocks):
-            x, keys_and_values = block(x, None if past is None else past[layer])
+            x, keys_and_values = block(x, turns, None if past is None else past[layer])
             present.append(keys_and_values)
         return F.linear(self.norm(x), self.tokens.weight), present
 
@@ -104,7 +120,7 @@ class GPT(nn.Module):
             num_tokens: how many there are, where `vocab_size` is padded.
             seed: of what is drawn; on the CPU, so that devices differ by rounding alone.
         """
-        device = self.positions.weight.device
+        device = self.tokens.weight.device
         draw = torch.Generator().manual_seed(seed)
         text = list(prompt)
         past: Past | None = None
@@ -127,7 +143,9 @@ class GPT(nn.Module):
         N are the weights but for the positions, which are looked up only; attention counts whole,
         although a causal one needs half of it. What is recomputed does not count.
         """
-        weights = sum(p.numel() for p in self.parameters()) - self.positions.weight.numel()
+        weights = sum(p.numel() for p in self.parameters())
+        if self.positions is not None:
+            weights -= self.positions.weight.numel()
         width = self.tokens.weight.shape[1]
         return 6 * weights + 12 * len(self.blocks) * width * self.context
 
@@ -146,9 +164,9 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, turns: Turns | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, present = self.attention(self.attention_norm(x), past)
+        attended, present = self.attention(self.attention_norm(x), turns, past)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), present
 
@@ -164,11 +182,13 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, turns: Turns | None, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         # (batch, time, width) -> three of (batch, heads, time, width / heads)
         split = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in split.unbind(2))
+        if turns is not None:
+            queries, keys = turned(queries, turns), turned(keys, turns)
         if past is not None:
             assert x.shape[1] == 1  # which may look at all there is: no mask
             keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)
