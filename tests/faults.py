@@ -2,10 +2,11 @@
 
     python faults.py FOLDER PACKAGE VARIANT[,VARIANT] FAULT[=TIMES][,FAULT] [OVERRIDE ...]
 
-For each variant the undisturbed run comes first. After each fault the same command is given again, and
-what it leaves must be the undisturbed run's, bit for bit: the weights, the best weights, and every
-logged number. PyTorch is imported once: each run is a fork of this process, whose command line is the
-real one. Prints a line of JSON for each fault.
+A variant is one of VARIANTS, or of LANGUAGE where that is what the project models. For each the
+undisturbed run comes first. After each fault the same command is given again, and what it
+leaves must be the undisturbed run's, bit for bit: the weights, the best weights, and every logged
+number. PyTorch is imported once: each run is a fork of this process, whose command line is the real
+one. Prints a line of JSON for each fault.
 """
 
 import contextlib
@@ -63,23 +64,38 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "+scheduler.frequency=2",
     ),
 }
+TEXT_SIZE = 100_000  # bytes, about, of the texts in `own_text`
+TINY_GPT = ("model.context=16", "model.width=16", "model.num_layers=1", "model.num_heads=2")
+LANGUAGE: dict[str, tuple[str, ...]] = {
+    "default": TINY_GPT,
+    "dropout": (*TINY_GPT, "model.dropout=0.2", "model.positions=rotary"),
+    "accumulate": (*TINY_GPT, "trainer.accumulate_grad_batches=4", "save.every_n_steps=1"),
+    "own_text": (*TINY_GPT, "data.path={folder}/texts"),
+    "workers": (*TINY_GPT, "data.num_workers=2"),
+}
 
 
 class Project:
     """The modules of the generated package, and its runs below `folder`."""
 
     def __init__(self, package: str, folder: Path) -> None:
+        from hydra.utils import get_class  # not on top: pytest reads this file for its names
+
         def module(name: str) -> Any:
             return importlib.import_module(f"{package}.{name}")
 
-        self.train, self.task = module("train"), module("tasks.classification").ClassificationTask
-        self.resume, self.checkpoint, self.storage = map(
-            module, ("resume", "checkpoint", "storage")
-        )
-        self.Run = module("run").Run
-        for slow in ("sklearn.datasets", "sklearn.model_selection", "matplotlib.pyplot"):
-            importlib.import_module(slow)  # once, and not in every fork
+        self.train, self.resume, self.Run = module("train"), module("resume"), module("run").Run
+        starter = module("cli").defaults("train", ())
+        self.task = get_class(starter.task._target_)
+        self.variants, slow = VARIANTS, ("sklearn.datasets", "sklearn.model_selection")
+        if self.task.__name__ == "LanguageModelingTask":
+            self.variants, slow = LANGUAGE, ("pydoc_data.topics",)
+            self.corpus = module("data.corpus")
+        get_class(starter.data._target_)
+        for name in ("matplotlib.pyplot", *slow):
+            importlib.import_module(name)  # once, and not in every fork
         self.folder = folder
+        self.dice = random.Random(0)
         self.batches, self.seconds = 0, 0.0  # of the undisturbed run
         self.kills, self.kills_in_writes = 0, 0
 
@@ -95,6 +111,7 @@ class Project:
             os.dup2(output, 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.setpgid(0, 0)
+            os.chdir(self.folder)
             sys.argv = ["train", f"runs_dir={self.folder}/runs", *SMALL, *options]
             prepare()
             self.train.main()
@@ -129,7 +146,9 @@ class Project:
             load(path)  # every file is whole, and plain data
         with (run.folder / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
+        tokens = sorted(self.folder.glob("data/tokens/*.tokens"))
         return {
+            "tokens": [path.read_bytes() for path in tokens],
             "weights": digest(run.checkpoints()[0]),
             "best": digest(run.best),
             "schedulers": repr(newest["lr_schedulers"]),
@@ -373,7 +392,7 @@ def interrupted(project: Project, options: tuple[str, ...], fault: Fault) -> str
     return "" if status == 0 else f"then ended with {status}"
 
 
-def killed_at_random(project: Project, options: tuple[str, ...], dice: random.Random) -> str:
+def killed_at_random(project: Project, options: tuple[str, ...]) -> str:
     """Three times, at any moment; a slow disk makes many of them come in a write."""
 
     def slow_disk() -> None:
@@ -381,7 +400,7 @@ def killed_at_random(project: Project, options: tuple[str, ...], dice: random.Ra
 
     for _ in range(3):
         pid = project.start(options, slow_disk)
-        time.sleep(dice.uniform(0, project.seconds))
+        time.sleep(project.dice.uniform(0, project.seconds))
         os.kill(pid, KILL)
         os.waitpid(pid, 0)
         project.kills += 1
@@ -389,6 +408,35 @@ def killed_at_random(project: Project, options: tuple[str, ...], dice: random.Ra
         project.kills_in_writes += bool(torn)
         for part in torn:
             part.unlink()  # counted; of the next kill there is another
+    status = project.train_once(options)
+    return "" if status == 0 else f"status {status}"
+
+
+def killed_while_reading(project: Project, options: tuple[str, ...]) -> str:
+    """Five times, at any moment while its own text becomes tokens, of which each starts anew."""
+    pieces = 40
+
+    def slow_reading() -> None:
+        encode = project.corpus.ByteTokenizer.encode
+        project.corpus.PIECE = TEXT_SIZE // pieces
+
+        def slow(tokenizer: Any, text: str) -> Any:
+            time.sleep(0.01)
+            return encode(tokenizer, text)
+
+        project.corpus.ByteTokenizer.encode = slow
+
+    for _ in range(5):
+        pid = project.start(options, slow_reading)
+        while not list(project.folder.glob("data/tokens/*.part")):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return "nothing was read"
+            time.sleep(0.005)
+        time.sleep(project.dice.uniform(0, 0.01 * pieces))
+        os.kill(pid, KILL)
+        os.waitpid(pid, 0)
+        project.kills += 1
+        project.kills_in_writes += not list(project.folder.glob("data/tokens/*.tokens"))
     status = project.train_once(options)
     return "" if status == 0 else f"status {status}"
 
@@ -402,6 +450,7 @@ OTHER: dict[str, Callable[[Project, tuple[str, ...]], str]] = {
     "disk_full_for_a_while": lambda project, options: disk_full(project, options, freed=True),
     "disk_full_to_the_end": lambda project, options: disk_full(project, options, freed=False),
 }
+AT_RANDOM = {"killed_at_random": killed_at_random, "killed_while_reading": killed_while_reading}
 
 
 def cleared(folder: Path) -> Path:
@@ -444,7 +493,6 @@ def outcomes_of(
     project: Project,
     options: tuple[str, ...],
     fault: str,
-    dice: random.Random,
     wanted: dict[str, Any],
 ) -> list[str]:
     """For each try what was wrong, or nothing."""
@@ -454,10 +502,8 @@ def outcomes_of(
     outcomes = []
     for _ in range(int(times or 1)):
         project.folder = cleared(home)
-        if name == "killed_at_random":
-            wrong = killed_at_random(project, options, dice)
-        elif name in OTHER:
-            wrong = OTHER[name](project, options)
+        if happens := (OTHER | AT_RANDOM).get(name):
+            wrong = happens(project, options)
         else:
             wrong = interrupted(project, options, FAULTS[name])
         outcomes.append(wrong or difference(project.result(), wanted))
@@ -466,12 +512,25 @@ def outcomes_of(
     return outcomes
 
 
+def write_texts(folder: Path) -> None:
+    """Two files of words, for the variants that read their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dice = random.Random(1)
+    words = ["".join(dice.choices("abcdefghé", k=dice.randint(1, 8))) for _ in range(200)]
+    for name in ("one.txt", "two.md"):
+        lines = (" ".join(dice.choices(words, k=12)) for _ in range(TEXT_SIZE // 100))
+        (folder / name).write_text("\n".join(lines), encoding="utf-8")
+
+
 def main() -> None:
     where, package, variants, faults, *overrides = sys.argv[1:]
-    project, dice = Project(package, Path(where)), random.Random(0)
+    project = Project(package, Path(where).resolve())
+    where = project.folder
+    write_texts(where / "texts")
     for variant in variants.split(","):
-        options = (*VARIANTS[variant], *overrides)
-        project.folder = cleared(Path(where) / "undisturbed")
+        named = [option.format(folder=where) for option in project.variants[variant]]
+        options = (*named, *overrides)
+        project.folder = cleared(where / "undisturbed")
         started = time.monotonic()
         status = project.train_once(options)
         project.seconds = time.monotonic() - started
@@ -479,9 +538,9 @@ def main() -> None:
         wanted = project.result()
         project.batches = batches(project.run.checkpoints()[0])
         for fault in faults.split(","):
-            project.folder = cleared(Path(where) / "disturbed")
+            project.folder = cleared(where / "disturbed")
             project.kills = project.kills_in_writes = 0
-            outcomes = outcomes_of(project, options, fault, dice, wanted)
+            outcomes = outcomes_of(project, options, fault, wanted)
             line = {"variant": variant, "fault": fault.partition("=")[0]}
             line |= {"tried": len(outcomes), "exact": outcomes.count("")}
             if project.kills:

@@ -15,6 +15,8 @@ from conftest import TEMPLATE, bake, run
 PACKAGE = "my_lightning_project"
 EVERYTHING = (*faults.FAULTS, *faults.OTHER)
 NEEDS_ROOT = tuple(name for name in faults.OTHER if name.startswith("disk_full"))  # to mount one
+STARTERS = {"image-classification": faults.VARIANTS, "language-modeling": faults.LANGUAGE}
+FEW = ("sigkill_in_epoch", "sigterm_in_validation", "killed_in_write")
 ELSEWHERE = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
@@ -39,9 +41,15 @@ def tried(project: Path, folder: Path, variant: str, *names: str) -> list[dict[s
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not installed: another process of these tests may have one of the same name."""
-    return bake(tmp_path_factory.mktemp("never_lost"))
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By starter. Not installed: another process of these tests may have one of the same name."""
+    folder = tmp_path_factory.mktemp("never_lost")
+    return {starter: bake(folder / starter, starter=starter) for starter in STARTERS}
+
+
+@pytest.fixture(scope="module")
+def project(projects: dict[str, Path]) -> Path:
+    return projects["image-classification"]
 
 
 def wrong(lines: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -84,17 +92,53 @@ def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(
     assert not wrong([by_variant[variant]])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", faults.VARIANTS)
-def test_no_fault_changes_a_bit_of_any_job(
-    project: Path, tmp_path: Path, variant: str, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def language(
+    projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, object]]:
+    folder = tmp_path_factory.mktemp("language") / "runs"
+    variants = ",".join(faults.LANGUAGE)
+    return tried(projects["language-modeling"], folder, variants, *FEW, "every_checkpoint=15")
+
+
+@pytest.mark.parametrize("variant", faults.LANGUAGE)
+def test_a_language_model_survives_a_kill_a_signal_and_a_torn_write(
+    variant: str, language: list[dict[str, object]]
 ) -> None:
-    """Every fault, every checkpoint, and 36 kills at random: with all variants over 300."""
+    lines = [line for line in language if line["variant"] == variant]
+    assert len(lines) == len(FEW) + 1
+    assert not wrong(lines)
+
+
+def test_a_kill_while_ones_own_text_is_read_leaves_the_same_tokens(
+    projects: dict[str, Path], tmp_path: Path
+) -> None:
+    read = tried(
+        projects["language-modeling"], tmp_path / "runs", "own_text", "killed_while_reading"
+    )
+    assert not wrong(read)
+    assert read[0]["kills"] == 5
+    assert read[0]["in_writes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("starter", "variant"), [(name, variant) for name in STARTERS for variant in STARTERS[name]]
+)
+def test_no_fault_changes_a_bit_of_any_job(
+    projects: dict[str, Path],
+    tmp_path: Path,
+    starter: str,
+    variant: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every fault, every checkpoint, and 36 kills at random: with all variants over 450."""
     names = [fault for fault in EVERYTHING if os.geteuid() == 0 or fault not in NEEDS_ROOT]
-    times = ("every_checkpoint", "killed_at_random=12")
-    lines = tried(project, tmp_path / "runs", variant, *names, *times)
+    times = ["every_checkpoint", "killed_at_random=12"]
+    times += ["killed_while_reading=4"] if variant == "own_text" else []
+    lines = tried(projects[starter], tmp_path / "runs", variant, *names, *times)
     with capsys.disabled():
-        print(f"\n{variant}")
+        print(f"\n{starter}, {variant}")
         for line in lines:
             extra = (
                 f", {line['kills']} kills, {line['in_writes']} in a write"
