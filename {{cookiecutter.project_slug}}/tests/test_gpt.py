@@ -209,7 +209,9 @@ def test_the_operations_are_those_that_pytorch_counts() -> None:
     [
         ({"num_heads": 3}, r"model\.num_heads=3"),
         ({"positions": "rotery"}, "none of learned, rotary"),
-        ({"num_heads": 16, "positions": "rotary"}, "odd width"),
+        ({"num_heads": 16, "positions": "rotary"}, "even model.width / model.num_heads, not 1"),
+        ({"num_heads": 0}, r"model\.num_heads=0 is too small"),
+        ({"dropout": 1.5}, r"model\.dropout=1\.5"),
     ],
     ids=str,
 )

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Compose, compose_config, quick, starter
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from {{ cookiecutter.package_name }} import cli
 from {{ cookiecutter.package_name }}.baseline import trigram_probabilities
 from {{ cookiecutter.package_name }}.checkpoint import load_run
 from {{ cookiecutter.package_name }}.compiling import compile_in_place
@@ -150,6 +152,9 @@ def test_predict_goes_on_from_a_text(finished: Finished, tmp_path: Path) -> None
         ("a", ["temperature=-1"], "temperature is 0 or more"),
         ("a", ["max_new_tokens=0"], "max_new_tokens"),
         ("a", ["top_k=0"], "top_k"),
+        ("a", ["seed=-1"], "seed"),
+        ("a", ["output=."], "is a folder"),
+        ("a", [f"output={Path(__file__).as_posix()}/x"], "cannot be written"),
     ],
 )
 def test_predict_says_what_is_wrong_with_its_input(
@@ -157,6 +162,16 @@ def test_predict_says_what_is_wrong_with_its_input(
 ) -> None:
     with pytest.raises(UserError, match=says):
         continued(finished[0], prompt, *overrides)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a time, there was", "it's", "日本語", "a=b: {x} [y]", "a\\'b, c", "${x}, y", "a, b\\"],
+)
+def test_a_text_need_not_be_quoted_for_hydra(text: str) -> None:
+    typed = cli.as_typed(f"input={text}", "input")
+    assert compose_config("predict", "run=latest", typed).input == text
+    assert cli.as_typed("seed=1,2", "input") == "seed=1,2"
 
 
 def test_predict_says_where_a_file_is_no_text(finished: Finished, tmp_path: Path) -> None:
@@ -174,6 +189,24 @@ def test_a_run_leaves_a_sample_of_its_best_weights(finished: Finished) -> None:
     settings = compose_config("train").callbacks.sample.settings
     again = task.generate("The ", datamodule.tokenizer, dict(settings))
     assert sample == "The " + again
+
+
+def test_a_sample_that_cannot_be_is_refused_before_the_training(config: Compose) -> None:
+    with pytest.raises(InstantiationException, match="temperature is 0 or more"):
+        train(config("callbacks.sample.settings.temperature=-1"))
+
+
+def test_a_prompt_without_a_token_costs_no_result(
+    config: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = train(config("callbacks.sample.prompt=", "trainer.max_steps=2"))
+    assert "test/loss" in metrics
+    assert "No sample.txt" in caplog.text
+
+
+def test_windows_that_the_model_cannot_look_at_are_refused(config: Compose) -> None:
+    with pytest.raises(UserError, match="=32 is more than the model can"):
+        train(config("data.context=32"))
 
 
 class Bigram(nn.Module):

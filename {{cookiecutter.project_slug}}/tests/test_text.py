@@ -132,6 +132,7 @@ def test_of_several_processes_one_reads(story: Path, monkeypatch: pytest.MonkeyP
     ("settings", "says"),
     [
         ({"path": "nowhere"}, "There is no data.path=nowhere"),
+        ({"path": ""}, "data.path= is empty"),
         ({"path": "."}, "There is no .txt or .md file"),
         ({"path": "short.txt"}, "A text of 9 tokens is too short"),
         ({"path": "empty.txt"}, "A text of 0 tokens is too short"),

@@ -134,6 +134,10 @@ def test_a_run_that_stopped_early_stays_stopped(config: Compose) -> None:
     assert train(asked(40)) == first
 
 
+def test_max_steps_may_end_a_run_before_its_first_validation(config: Compose) -> None:
+    assert train(config("trainer.max_steps=2"))["steps"] == 2
+
+
 def test_a_test_set_may_be_left_out(config: Compose) -> None:
     assert "test/loss" not in train(config("trainer.max_epochs=1", "trainer.limit_test_batches=0"))
 

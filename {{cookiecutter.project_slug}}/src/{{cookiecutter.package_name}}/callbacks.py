@@ -64,6 +64,10 @@ class BestCheckpoint(ModelCheckpoint):
         if Path(self.format_checkpoint_name({})).is_file():
             super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if validated(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
 
 class StopEarly(EarlyStopping):
     """Lightning's, which forgets on a resume that it had stopped, and trains an epoch more."""
@@ -72,6 +76,15 @@ class StopEarly(EarlyStopping):
         if self.wait_count >= self.patience:
             trainer.should_stop = True
             log.info("It had stopped early, and stays so.")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if validated(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def validated(trainer: L.Trainer) -> bool:
+    """Whether this epoch was: max_steps may end one before, with nothing to compare."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 class Curves(Callback):

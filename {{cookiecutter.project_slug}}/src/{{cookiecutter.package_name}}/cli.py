@@ -54,8 +54,14 @@ QUIET = (
 SLURMS = ("SLURM_NTASKS", "SLURM_PROCID")
 
 
-def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Call `program` with the config that this command line describes."""
+def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") -> None:
+    """Call `program` with the config that this command line describes.
+
+    Args:
+        program: gets it.
+        config_name: of the file in configs/ that is composed.
+        text: a setting that takes any text, which need not be quoted.
+    """
 
     @functools.wraps(program)
     def job(cfg: DictConfig) -> Any:
@@ -68,6 +74,7 @@ def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
                 sys.exit(said)
             raise
 
+    sys.argv[1:] = [as_typed(word, text) for word in sys.argv[1:]]
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
     for variable in SLURMS:
@@ -82,6 +89,20 @@ def run(program: Callable[[DictConfig], Any], config_name: str) -> None:
         if said := sentence(error, config_name):
             sys.exit(said)
         raise
+
+
+def as_typed(override: str, text: str) -> str:
+    """That of the setting `text` is quoted where Hydra cannot read it, or would sweep over it."""
+    key, _, value = override.partition("=")
+    if key != text:
+        return override
+    with contextlib.suppress(HydraException):
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    value = re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", value)  # no interpolation
+    value = re.sub(r"(\\*)(')", r"\1\1\\\2", value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f"{key}='{value}'"
 
 
 def sentence(error: Exception, config_name: str) -> str | None:

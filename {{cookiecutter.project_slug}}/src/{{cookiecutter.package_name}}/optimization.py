@@ -26,6 +26,8 @@ def configure(task: Any, parameters: Iterable[Any]) -> dict[str, Any]:
     try:
         optimizer = build(task.optimizer, parameters)
         scheduler = schedule(optimizer, **filled_in)
+    except ZeroDivisionError as error:  # OneCycleLR cannot rise for one step
+        raise UserError("scheduler: it rises for one step only, raise pct_start.") from error
     except (TypeError, ValueError) as error:  # of a value in their YAML
         raise UserError(f"optimizer or scheduler: {error}") from error
     return {"optimizer": optimizer, "lr_scheduler": {**task.scheduler, "scheduler": scheduler}}

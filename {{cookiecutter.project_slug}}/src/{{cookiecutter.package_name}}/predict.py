@@ -28,6 +28,8 @@ def predict(cfg: DictConfig) -> Path:
     Returns:
         The file with the answer.
     """
+    if cfg.output is not None and Path(cfg.output).is_dir():
+        raise UserError(f"output={cfg.output} is a folder: name a file.")
     run, path = Run.find(cfg.run, cfg.runs_dir)
     from .checkpoint import rebuild  # only now: a run that is not there is said at once
     from .device import exact_float32
@@ -36,14 +38,19 @@ def predict(cfg: DictConfig) -> Path:
     answer = getattr(task, "answer", None)
     if answer is None:
         raise UserError(f"{type(task).__name__} has no `answer`: write one to use predict.")
-    with exact_float32():
-        output: Path = answer(cfg, trainer, datamodule, run.folder)
+    try:
+        with exact_float32():
+            output: Path = answer(cfg, trainer, datamodule, run.folder)
+    except OSError as error:
+        if cfg.output is None:
+            raise
+        raise UserError(f"output={cfg.output} cannot be written: {error.strerror}.") from error
     log.info(f"written to {output}")
     return output
 
 
 def main() -> None:
-    cli.run(predict, "predict")
+    cli.run(predict, "predict", text="input")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(
                 "data.val_size and data.test_size must be fractions that leave some to train on."
             )
+        if path == "":
+            raise UserError("data.path= is empty: say a file or folder, or leave it out.")
         self.batch_size = batch_size
         self.context = context
         self.path = path
@@ -86,7 +88,7 @@ class TextDataModule(L.LightningDataModule):
         if min(map(len, self.tokens.values())) <= self.context:
             raise UserError(
                 f"A text of {len(tokens)} tokens is too short for a window of {self.context} in"
-                " each split: take a longer one, or a smaller model.context."
+                " each split: take a longer one (data.path), or a smaller model.context."
             )
         windows = len(self._windows("train"))
         if self.batch_size > windows:

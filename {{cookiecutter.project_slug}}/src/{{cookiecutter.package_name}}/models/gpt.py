@@ -40,17 +40,10 @@ class GPT(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if positions not in ("learned", "rotary"):
-            raise UserError(f"model.positions={positions} is none of learned, rotary.")
-        if width % num_heads:
-            raise UserError(
-                f"model.width={width} is not divisible by model.num_heads={num_heads}: change one."
-            )
-        if positions == "rotary" and width // num_heads % 2:
-            raise UserError(
-                f"model.width={width} gives each of model.num_heads={num_heads} an odd width, which"
-                " rotary positions cannot turn in pairs: change one."
-            )
+        sizes = {"vocab_size": vocab_size, "context": context}
+        sizes |= {"width": width, "num_layers": num_layers, "num_heads": num_heads}
+        if wrong := _impossible(sizes, positions, dropout):
+            raise UserError(wrong)
         self.vocab_size = vocab_size
         self.context = context
         self.head_width = width // num_heads
@@ -200,6 +193,22 @@ class Attention(nn.Module):
             is_causal=past is None,
         )
         return self.dropout(self.out(attended.transpose(1, 2).flatten(2))), (keys, values)
+
+
+def _impossible(sizes: dict[str, int], positions: str, dropout: float) -> str | None:
+    for name, size in sizes.items():
+        if size < 1:
+            return f"model.{name}={size} is too small: use 1 or more."
+    width, heads = sizes["width"], sizes["num_heads"]
+    if width % heads:
+        return f"model.width={width} is not divisible by model.num_heads={heads}: change one."
+    if positions not in ("learned", "rotary"):
+        return f"model.positions={positions} is none of learned, rotary."
+    if positions == "rotary" and width // heads % 2:
+        return f"Rotary positions need an even model.width / model.num_heads, not {width // heads}."
+    if not 0 <= dropout < 1:
+        return f"model.dropout={dropout} is no probability from 0 to below 1."
+    return None
 
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> int:

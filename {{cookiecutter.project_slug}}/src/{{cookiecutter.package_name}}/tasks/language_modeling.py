@@ -17,6 +17,7 @@ from .. import optimization
 from ..checkpoint import load_task
 from ..data.corpus import read_prompt
 from ..errors import UserError
+from ..sample import refuse_impossible
 from ..storage import write_whole
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,14 @@ class LanguageModelingTask(LightningModule):
         return self.model(tokens)
 
     def setup(self, stage: str) -> None:
-        tokens = self.trainer.datamodule.tokenizer.num_tokens  # type: ignore[attr-defined]
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        context = getattr(self.model, "context", datamodule.context)
+        if datamodule.context > context:
+            raise UserError(
+                f"data.context={datamodule.context} is more than the model can look at: set"
+                " model.context, which data.context follows."
+            )
+        tokens = datamodule.tokenizer.num_tokens
         vocab_size = getattr(self.model, "vocab_size", tokens)
         if tokens > vocab_size:
             raise UserError(
@@ -110,11 +118,9 @@ class LanguageModelingTask(LightningModule):
             datamodule: has the tokenizer.
             folder: for the text, unless `cfg.output` names a file.
         """
-        top_k = 1 if cfg.top_k is None else cfg.top_k
-        if min(cfg.max_new_tokens, top_k) < 1 or cfg.temperature < 0:
-            raise UserError("max_new_tokens and top_k are 1 or more, temperature is 0 or more.")
-        prompt = read_prompt(str(cfg.input))
         settings = {key: cfg[key] for key in ("max_new_tokens", "temperature", "top_k", "seed")}
+        refuse_impossible(settings)
+        prompt = read_prompt(str(cfg.input))
         self.to(trainer.strategy.root_device)
         text = prompt + self.generate(prompt, datamodule.tokenizer, settings)
         log.info(f"{text}\n")
