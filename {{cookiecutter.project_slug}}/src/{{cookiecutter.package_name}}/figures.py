@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # of Okabe and Ito, told apart by everybody
@@ -14,7 +15,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     """Every metric of training and validation over the optimizer steps.
 
     Args:
-        metrics: a metrics.csv with columns such as train/loss and val/loss.
+        metrics: a metrics.csv with columns such as train/loss and val/loss; baseline/val_loss is a
+            line to be beaten.
         picture: the PNG to write.
     """
     with metrics.open(newline="") as file:
@@ -34,19 +36,23 @@ def draw_curves(metrics: Path, picture: Path) -> None:
                 for row in rows
                 if row.get(f"{split}/{name}")
             ]
-            if not points:
-                continue
-            steps, values = np.array(points).T
-            width = (
-                len(points) // 30 + 1
-            )  # what is logged every few steps is noisy: its mean is on top
-            if width > 2:
-                axes.plot(steps, values, color=colour, alpha=0.25)
-                values = np.convolve(values, np.ones(width) / width, "valid")
-                steps = steps[(width - 1) // 2 :][: len(values)]
-            axes.plot(steps, values, "-" if width > 2 else ".-", color=colour, label=split)
-            axes.legend()
+            if points:
+                _draw(axes, np.array(points).T, colour, split)
+        beaten = [row[f"baseline/val_{name}"] for row in rows if row.get(f"baseline/val_{name}")]
+        if beaten:
+            axes.axhline(float(beaten[0]), color="0.4", linestyle="--", label="val, baseline")
+        axes.legend()
         title = TITLES.get(name, name)
         axes.set(title=title, xlabel="optimizer step", ylabel=title.lower())
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=150)
+
+
+def _draw(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
+    steps, values = points
+    width = len(values) // 30 + 1  # what is logged every few steps is noisy: its mean is on top
+    if width > 2:
+        axes.plot(steps, values, color=colour, alpha=0.25)
+        values = np.convolve(values, np.ones(width) / width, "valid")
+        steps = steps[(width - 1) // 2 :][: len(values)]
+    axes.plot(steps, values, "-" if width > 2 else ".-", color=colour, label=label)
