@@ -83,6 +83,16 @@ def test_a_long_file_is_read_in_pieces(story: Path, monkeypatch: pytest.MonkeyPa
     assert read(story) == STORY
 
 
+def test_a_line_without_an_end_is_read_in_pieces_too(
+    story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "née 日本語 🚀" * 500  # of one, two, three and four bytes
+    story.write_text(line, encoding="utf-8")
+    monkeypatch.setattr(corpus, "PIECE", 5)
+    assert max(map(len, corpus._pieces(story))) <= 10
+    assert read(story) == line
+
+
 @pytest.mark.parametrize("piece", [16, 2**20])
 def test_bad_encoding_is_said_with_file_and_position(
     story: Path, monkeypatch: pytest.MonkeyPatch, piece: int
@@ -90,6 +100,9 @@ def test_bad_encoding_is_said_with_file_and_position(
     monkeypatch.setattr(corpus, "PIECE", piece)
     story.write_bytes("é line\n".encode() * 10 + b"caf\xe9\n")
     with pytest.raises(UserError, match=r"story\.txt is not UTF-8 at byte 83 \(0xe9\)"):
+        read(story)
+    story.write_bytes("日本".encode()[:-1])  # cut off within a character
+    with pytest.raises(UserError, match=r"at byte 3 \(0xe6\)"):
         read(story)
     assert not list(story.parent.glob("cache/*.tokens"))
 

@@ -3,6 +3,7 @@
 Read once, some megabytes at a time, and kept as a file of tokens, which later runs map into memory.
 """
 
+import codecs
 import contextlib
 import hashlib
 import logging
@@ -93,16 +94,20 @@ def _write_tokens(files: list[Path], tokenizer: ByteTokenizer | BpeTokenizer, ou
 
 
 def _pieces(file: Path) -> Iterator[str]:
-    """Its text, cut at line ends, which never stand inside a character."""
+    """Its text, cut at line ends, or within a line that is longer than a piece."""
+    decoder = codecs.getincrementaldecoder("utf-8")()  # keeps a character that is cut
     position = 0
     with file.open("rb") as stream:
-        while piece := stream.read(PIECE) + stream.readline():
+        piece = b"at least once"
+        while piece:
+            piece = stream.read(PIECE) + stream.readline(PIECE)
+            start = position - len(decoder.getstate()[0])
             try:
-                yield piece.decode("utf-8")
+                yield decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{file} is not UTF-8 at byte {position + error.start}"
-                    f" (0x{piece[error.start]:02x}): save it as UTF-8, or leave it out."
+                    f"{file} is not UTF-8 at byte {start + error.start}"
+                    f" (0x{error.object[error.start]:02x}): save it as UTF-8, or leave it out."
                 ) from error
             position += len(piece)
 
