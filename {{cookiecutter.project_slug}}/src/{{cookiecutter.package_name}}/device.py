@@ -19,6 +19,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
+from .processes import launched
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -46,6 +47,8 @@ class Probe:
     cuda: tuple[Gpu, ...] = ()
     missed: str = ""  # why a GPU that seems to be here does not count
     compiles: tuple[str, ...] = ("cpu", "cuda", "mps")  # what torch.compile has all it needs for
+    processes: int = 0  # that torchrun has started here, one a device; 0: it has not
+    hosts: int = 1  # on which it has
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,19 @@ class Choice:
     compile: Any  # True, False, or `large`: a model of LARGE parameters or more
     on_device: bool
     reasons: dict[str, str]
+    num_nodes: int = 1  # hosts
 
     @property
     def num_devices(self) -> int:
+        """Of this host."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
     def compiles(self, num_parameters: int) -> bool:
         return self.compile is True or (self.compile == "large" and num_parameters >= LARGE)
+
+    @property
+    def world_size(self) -> int:
+        return self.num_devices * self.num_nodes
 
 
 def probe() -> Probe:
@@ -136,6 +145,7 @@ def probe() -> Probe:
             missed = f"nvidia-smi is here, but CUDA {torch.version.cuda} fails: check the driver"
     elif not mps and torch.backends.mps.is_available():
         missed = "PyTorch reports MPS, but it is disabled or does not work"
+    processes, hosts = launched() or (0, 1)
     return Probe(
         system=platform.system(),
         cpu=_cpu_name(),
@@ -146,6 +156,8 @@ def probe() -> Probe:
         cuda=tuple(cuda),
         missed=missed,
         compiles=("mps",) + ("cpu",) * _has_cxx() + ("cuda",) * _has_triton(cuda),
+        processes=processes,
+        hosts=hosts,
     )
 
 
@@ -179,16 +191,17 @@ def choose(want: Request, has: Probe) -> Choice:
         raise UserError(
             f"require_accelerator={want.require_accelerator}, but this is {accelerator}: {why}."
         )
-    devices, why_devices = _devices(want, accelerator, len(has.cuda))
+    devices, why_devices = _devices(want, has, accelerator)
+    count = len(devices) if isinstance(devices, list) else devices
     gpus = has.cuda if accelerator == "cuda" else ()
     gpus = tuple(gpus[i] for i in devices) if isinstance(devices, list) else gpus[:devices]
-    num_workers, why_workers = _num_workers(want, has, len(gpus) or 1)
+    num_workers, why_workers = _num_workers(want, has, count)
     ampere = bool(gpus) and all(gpu.capability >= AMPERE for gpu in gpus)
     # Outside CUDA a lower precision than highest would change what CPUs with AMX compute, too.
     policy: dict[str, tuple[Any, str]] = {
         "accelerator": (accelerator, why),
         "devices": (devices, why_devices),
-        "strategy": _strategy(want, has, accelerator),
+        "strategy": _strategy(want, has, accelerator, count * has.hosts),
         "precision": _precision(want, accelerator, ampere),
         "matmul_precision": ("high", "TF32 units") if ampere else ("highest", "no TF32 units"),
         "num_workers": (num_workers, why_workers),
@@ -205,6 +218,7 @@ def choose(want: Request, has: Probe) -> Choice:
     names = {"cpu": has.cpu, "mps": has.mps, "cuda": gpus[0].name if gpus else ""}
     return Choice(
         name=names[accelerator],
+        num_nodes=has.hosts,
         reasons={field: reason for field, (_, reason) in policy.items()},
         **{field: value for field, (value, _) in policy.items()},
     )
@@ -229,40 +243,59 @@ def _accelerator(want: Request, has: Probe) -> tuple[str, str]:
     )
 
 
-def _devices(want: Request, accelerator: str, num_gpus: int) -> tuple[Any, str]:
+def _devices(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
     asked = OmegaConf.to_object(want.devices) if OmegaConf.is_list(want.devices) else want.devices
-    if asked in ("auto", -1):
-        return (
-            (num_gpus, "every one that works")
-            if accelerator == "cuda"
-            else (1, f"one {accelerator}")
-        )
+    num_gpus = len(has.cuda)
+    if has.processes and asked in ("auto", -1):
+        asked = has.processes
+    elif asked in ("auto", -1):
+        if accelerator != "cuda":
+            return 1, f"one {accelerator}"
+        if has.system == "Windows":
+            return 1, "several need NCCL, which Windows lacks"
+        return num_gpus, "every one that works"
     there = {"cuda": num_gpus, "mps": 1}.get(accelerator)  # on the CPU, any number of processes
     if isinstance(asked, list) and accelerator == "cuda":
         possible = bool(asked) and all(index in range(num_gpus) for index in asked)
     else:
         possible = isinstance(asked, int) and 1 <= asked <= (there or asked)
+    if not possible and asked == has.processes:
+        raise UserError(
+            f"torchrun has started {asked} processes here, for {there} {accelerator}: let it start"
+            f" --nproc-per-node {there}."
+        )
     if not possible:
         raise UserError(
             f"trainer.devices={asked} is impossible, this machine has {there or 1} {accelerator}:"
             " leave it out to use what is there."
         )
+    if has.processes:
+        if has.processes != (len(asked) if isinstance(asked, list) else asked):
+            raise UserError(
+                f"torchrun has started {has.processes} processes here, and trainer.devices={asked}:"
+                " leave trainer.devices out."
+            )
+        return asked, "one for each process of torchrun"
     return asked, "asked for"
 
 
-def _strategy(want: Request, has: Probe, accelerator: str) -> tuple[str, str]:
+def _strategy(want: Request, has: Probe, accelerator: str, world_size: int) -> tuple[str, str]:
     asked = want.strategy
     if not isinstance(asked, str):  # one of Lightning's, by its _target_
         return asked, "asked for"
     if asked.startswith(("ddp", "fsdp")) and accelerator == "mps":
         raise UserError(f"trainer.strategy={asked} does not run on MPS: leave it out.")
-    if asked.startswith("fsdp") and accelerator == "cpu":
-        raise UserError(f"trainer.strategy={asked} needs CUDA: leave it out on the CPU.")
+    if asked.startswith("fsdp_") or asked.endswith(("spawn", "fork", "notebook")):
+        raise UserError(f"trainer.strategy={asked} is none of auto, ddp, fsdp.")
     if asked.startswith("ddp") and accelerator == "cuda" and has.system == "Windows":
         raise UserError(
             f"trainer.strategy={asked} needs NCCL, which Windows lacks: use WSL or Linux."
         )
-    return asked, "follows from the devices" if asked == "auto" else "asked for"
+    if asked in ("ddp", "fsdp") and world_size == 1:
+        return "auto", f"one device needs no {asked}"
+    if asked == "auto":
+        return "ddp" if world_size > 1 else "auto", "follows from the devices"
+    return asked, "asked for"
 
 
 def _precision(want: Request, accelerator: str, ampere: bool) -> tuple[str, str]:
@@ -357,24 +390,55 @@ def request(cfg: DictConfig) -> Request:
 def settle(cfg: DictConfig, choice: Choice) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
+    if choice.strategy == "fsdp":  # FSDP2; Lightning's own `fsdp` is its predecessor
+        strategy = {"_target_": f"{__package__}.sharded.ShardedStrategy"}
+        answer["strategy"] = {**strategy, "data_parallel_size": choice.world_size}
     settled = OmegaConf.merge(
         OmegaConf.create(OmegaConf.to_container(cfg)),  # without Hydra's guard against new keys
         {
-            "trainer": {key: answer[key] for key in TRAINER},
+            "trainer": {key: answer[key] for key in (*TRAINER, "num_nodes")},
             "data": {key: answer[key] for key in LOADER if key in cfg.data},
             "matmul_precision": choice.matmul_precision,
             "device": {"name": choice.name, "reasons": choice.reasons},
         },
     )
     assert isinstance(settled, DictConfig)
+    if "global_batch_size" in cfg.data:
+        del settled.data.global_batch_size  # a datamodule knows that of a device
+        settled.data.batch_size = batch_size(cfg, choice)
     return settled
+
+
+def batch_size(cfg: DictConfig, choice: Choice) -> int:
+    """Of one device: as asked for, or what keeps `data.global_batch_size` on these devices.
+
+    Raises:
+        UserError: it cannot be split.
+    """
+    whole = cfg.data.global_batch_size if "global_batch_size" in cfg.data else None
+    if whole is None:
+        return int(cfg.data.batch_size)
+    parts = choice.world_size * cfg.trainer.get("accumulate_grad_batches", 1)
+    if whole < 1 or whole % parts:
+        below = max(1, whole // parts) * parts
+        raise UserError(
+            f"data.global_batch_size={whole} cannot be split over {_devices_of(choice)} and"
+            f" trainer.accumulate_grad_batches={parts // choice.world_size}: use {below} or"
+            f" {below + parts}."
+        )
+    return int(whole // parts)
+
+
+def _devices_of(choice: Choice) -> str:
+    return f"{choice.world_size} device{'s' if choice.world_size > 1 else ''}"
 
 
 def line(choice: Choice, cfg: DictConfig) -> str:
     """The one line that a run starts with."""
-    count = f"{choice.num_devices} device{'s' if choice.num_devices > 1 else ''}"
-    said = f"{choice.accelerator} ({choice.name}), {choice.precision}, {count}"
+    said = f"{choice.accelerator} ({choice.name}), {choice.precision}, {_devices_of(choice)}"
+    if choice.num_nodes > 1:
+        said += f" on {choice.num_nodes} hosts"
     if "batch_size" in cfg.data:
-        accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
-        said += f", effective batch size {cfg.data.batch_size * choice.num_devices * accumulated}"
+        each, accumulated = batch_size(cfg, choice), cfg.trainer.get("accumulate_grad_batches", 1)
+        said += f", effective batch size {each * choice.world_size * accumulated}"
     return f"{said}: {choice.reasons['accelerator']}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .storage import write_whole
 
@@ -35,6 +36,7 @@ class MetricsCSV(CSVLogger):
         return int(self.experiment.rows)
 
     @rows.setter
+    @rank_zero_only
     def rows(self, rows: int) -> None:
         self.experiment.keep(rows)
 

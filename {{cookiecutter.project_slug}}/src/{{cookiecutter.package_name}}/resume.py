@@ -22,6 +22,7 @@ from lightning import Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
+from .agreement import Agreement
 from .averages import restore_averages, running_averages
 from .data.tensors import ReplayableSampler
 from .errors import UserError
@@ -91,7 +92,10 @@ class EpochLoop(LeanLoop):
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
         self.watch_every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self.agreement = Agreement(trainer)
         self.stop = stop
+        # Lightning's own handler, if one of several processes gets a signal, waits for the others.
+        trainer._signal_connector.register_signal_handlers = stop.take_over  # type: ignore[method-assign]
         self.how_long = how_long
         self.device_name = device_name
         self.own = own
@@ -122,7 +126,6 @@ class EpochLoop(LeanLoop):
 
     def on_run_start(self, data_fetcher: Any) -> None:
         self.stop.deferred = True
-        self.stop.take_over()
         if self.trainer.current_epoch > 0:
             self._seed(-1)  # DataLoader(shuffle=True) draws the order of the epoch
         if self.trainer.fit_loop.is_resuming:
@@ -167,21 +170,30 @@ class EpochLoop(LeanLoop):
     def _between_batches(self) -> None:
         if self.batch_progress.current.ready % self.watch_every == 0:
             self._refuse_non_finite()
-        several = self.trainer.world_size > 1
-        if several and self.batch_progress.current.ready % 10:
-            return  # to agree, GPUs must wait for each other
-        agree = self.trainer.strategy.reduce_boolean_decision
-        if agree(self._due() or self.stop.signal is not None, all=False):
-            stopped = agree(self.stop.signal is not None, all=False)
+        due, stopped = self._due(), self.stop.signal is not None
+        if self.trainer.world_size > 1:
+            # Of steps all have the same count, and of seconds not.
+            at_once = due and self.every_n_steps is not None
+            if at_once or self.batch_progress.current.ready == 0 or self.agreement.is_time():
+                due, stopped = self.agreement.any(due, stopped)
+            else:
+                due, stopped = False, False
+        if due or stopped:
             self.save()
             if stopped:
                 self.stop.exit()
+
+    def any_process(self, wants: bool) -> bool:
+        return self.agreement.any(wants)[0] if self.trainer.world_size > 1 else wants
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Nothing: Lightning makes the devices wait for each other here, before every batch."""
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         started = time.monotonic()
         validates = self._should_check_val_fx(data_fetcher)
         long = self.seconds_to_validate > max(LONG, self.seconds_to_save / PRICE)
-        if validates and long and self.trainer.global_step != self.stepped_to:
+        if validates and self.any_process(long) and self.trainer.global_step != self.stepped_to:
             # So that a signal need not wait for its end. Within, the weights may be averaged ones.
             self.before_validation = True
             self.save()
@@ -201,8 +213,8 @@ class EpochLoop(LeanLoop):
     def between_validation_batches(self, batch: int) -> None:
         if self.trainer.sanity_checking:
             return
-        if self.before_validation and self.stop.signal is not None and self.trainer.world_size == 1:
-            self.stop.exit()
+        if self.before_validation and self.stop.signal is not None:
+            self.stop.exit()  # of several processes, torchrun ends the others
         self._seed(self.batch_progress.current.ready, batch)
 
     def _seed(self, *batch: int) -> None:

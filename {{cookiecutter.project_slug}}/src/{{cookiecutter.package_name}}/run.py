@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
+from .processes import CHOSEN, agreed, remembered
 from .storage import write_whole
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ DECIDES = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision", "
 HOW_LONG = ("max_epochs", "max_steps", "max_time")
 DOES_NOT = {
     "data": ("num_workers", "pin_memory", "persistent_workers", "on_device", "cache"),
-    "trainer": ("accelerator", "devices", "strategy", "log_every_n_steps", "profiler", *HOW_LONG),
+    "trainer": (
+        *("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler"),
+        *HOW_LONG,
+    ),
     "callbacks": (
         "progress",
         "model_summary",
@@ -46,7 +50,6 @@ DOES_NOT = {
 
 BESIDE = ("benchmark", "doctor", "rehearse")  # folders of the package that no run uses
 STARTS_FROM = ("ckpt_path", "init_from")
-CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
 PATIENCE = 10  # seconds until a folder counts as taken
 
 
@@ -56,6 +59,9 @@ def identity(cfg: DictConfig) -> str:
     for group, keys in DOES_NOT.items():
         kept = {k: v for k, v in (deciding.get(group) or {}).items() if k not in keys}
         deciding[group] = kept
+    if deciding["data"].pop("global_batch_size", None) is not None:
+        # That of a device follows from it, on one or on eight.
+        deciding["data"]["batch_size"] = {"global": cfg.data.global_batch_size}
     if "total_steps" in cfg.scheduler.scheduler:  # a schedule over all steps
         deciding["trainer"]["max_steps"] = cfg.trainer.max_steps
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
@@ -131,12 +137,13 @@ class Run:
         if Path(name).name != name:
             raise UserError(f"name={name} is not the name of one folder.")
         folder = Path(cfg.runs_dir) / f"{name}-{identity(cfg)}"
-        if cfg.resume == "never":
-            copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
-            folder = next(f for f in itertools.chain([folder], copies) if not f.exists())
-            if os.environ.get("LOCAL_RANK", "0") != "0":  # started by the process that chose it
-                folder = Path(os.environ.get(CHOSEN, folder))
-        return cls(folder)
+        chosen = agreed("folder", lambda: _new(folder) if cfg.resume == "never" else folder)
+        if chosen is None or not chosen.name.startswith(folder.name):
+            raise UserError(
+                f"This process would train {folder}, and the first one {chosen}: give every host"
+                " the same code and the same command."
+            )
+        return cls(chosen)
 
     @classmethod
     def find(cls, where: str, runs_dir: str) -> tuple["Run", Path]:
@@ -214,7 +221,6 @@ class Run:
 
     def start(self, cfg: DictConfig) -> None:
         """Write down the config with what auto chose, and log to log.txt."""
-        os.environ[CHOSEN] = str(self.folder)  # for the processes that Lightning starts from here
         try:
             self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
             log_file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
@@ -234,6 +240,15 @@ class Run:
             write_json(self.metrics, {**metrics, "how_long": how_long(cfg)})
         except OSError as error:
             raise UserError(f"{self.metrics} cannot be written: {error.strerror}.") from error
+
+
+def _new(folder: Path) -> Path:
+    """The first of `folder`, `folder`-2, -3, ... that is not there."""
+    if CHOSEN in os.environ:  # by the process that has started torchrun
+        return Path(os.environ[CHOSEN])
+    copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    free = (copy for copy in itertools.chain([folder], copies) if not copy.exists())
+    return remembered("new folder", lambda: next(free))
 
 
 def how_long(cfg: DictConfig) -> dict[str, Any]:

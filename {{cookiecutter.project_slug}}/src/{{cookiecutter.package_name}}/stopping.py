@@ -4,8 +4,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+from .processes import launched
 
 # What a person (SIGINT), a container, a cluster or a cloud (the others) sends before it kills.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # as far as known here
@@ -21,6 +24,9 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.deferred = False
+        # seconds in which a second signal is the first one, which torchrun has passed on
+        self.again = 2 if launched() else 0
+        self._since = 0.0
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -47,8 +53,10 @@ class Stop:
         if os.getpid() != self._process:
             return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
         if self.signal is not None:
+            if time.monotonic() - self._since < self.again:
+                return
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         if hasattr(signal, "SIGCHLD"):  # PyTorch raises in here if a worker dies of the same signal
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.deferred:

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from . import cli, device
+from . import cli, device, processes
 from .errors import UserError
 from .run import Run, how_long, plain_config, start_of
 from .stopping import Stop
@@ -36,7 +36,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     refuse_nonsense(cfg)
     # What is asked for and impossible here is refused even if the run is finished.
+    processes.refuse_launch()
     choice = device.choose(device.request(cfg), device.probe())
+    first = processes.first()
+    logging.disable(logging.NOTSET if first else logging.WARNING)  # of several, one speaks
     run = Run.of(cfg)
     if (finished := run.results(cfg)) is not None:
         log.info(f"{run.folder} is finished; resume=never trains it again in a new folder.")
@@ -44,11 +47,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if cfg.resume == "must" and not run.checkpoints():
         raise UserError(f"There is nothing to go on from in {run.folder}: leave resume=must out.")
 
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    if choice.num_devices > 1 and not processes.launched():
+        device.settle(cfg, choice)  # what it refuses is said once
+        processes.launch(choice.num_devices, run.folder)
+        logging.disable(logging.INFO)  # they have shown the results
+        return run.results(cfg) or {}
 
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if not first:
-        logging.disable(logging.INFO)  # of several processes one speaks
     with Stop() as stop, run.alone() if first else contextlib.nullcontext():
         try:
             return _train(cfg, choice, run, stop, first)
@@ -85,12 +89,13 @@ def _train(
             load_weights(task, weights)
     if last is not None:
         log.info(f"Going on from {last}")
+    processes.join(trainer.strategy)
     trainer.fit(task, datamodule, ckpt_path=last)
     loop.save()
-    if stop.signal is not None:
+    if loop.any_process(stop.signal is not None):
         stop.exit()
     trainer.strategy.checkpoint_io.write_the_rest()
-    if loop.saves and not run.checkpoint(trainer.global_step).is_file():
+    if first and loop.saves and not run.checkpoint(trainer.global_step).exists():
         raise UserError(f"{run.folder} could not be written: free some space, and train again.")
 
     epochs = trainer.fit_loop.epoch_progress.current.ready
@@ -153,7 +158,9 @@ def build(
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
     # Before a checkpoint is loaded, which Lightning does first: 64-true would be cut to float32.
     trainer.precision_plugin.convert_module(task)
-    last = run.newest(is_whole)
+    last = processes.agreed("newest", lambda: run.newest(is_whole))
+    if last is not None and not last.exists():
+        raise UserError(f"{last} is not on this host: put runs_dir where every host sees it.")
     if cfg.resume == "must" and last is None:
         raise UserError(f"No checkpoint in {run.folder} is whole: leave resume=must out.")
     trainer.fit_loop.epoch_loop = EpochLoop(
@@ -189,7 +196,9 @@ def refuse_nonsense(cfg: DictConfig) -> None:
 
 def main() -> None:
     def program(cfg: DictConfig) -> None:
-        cli.show(train(cfg))
+        with processes.one_says_it():
+            if metrics := train(cfg):
+                cli.show(metrics)
 
     cli.run(program, "train")
 

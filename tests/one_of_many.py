@@ -1,0 +1,53 @@
+"""The command `train`, as torchrun starts it in every process, and a fault that comes to one of them.
+
+    torchrun --nproc-per-node 2 one_of_many.py PACKAGE FAULT RANK METHOD CALL [OVERRIDE ...]
+
+FAULT happens at the CALL-th call of METHOD of the task, in the process RANK, once: not again where
+torchrun starts it anew.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from faults import at_call
+
+
+def send(number: int, pid: Callable[[], int]) -> Callable[[], None]:
+    def now() -> None:
+        Path("signalled").write_text(str(time.time()))
+        os.kill(pid(), number)
+
+    return now
+
+
+def fail() -> None:
+    raise ConnectionAbortedError("a fault of the test")
+
+
+FAULTS = {
+    "sigkill": send(signal.SIGKILL, os.getpid),
+    "sigterm": send(signal.SIGTERM, os.getpid),
+    "sigint": send(signal.SIGINT, os.getpid),
+    "sigterm_to_torchrun": send(signal.SIGTERM, os.getppid),
+    "exception": fail,
+    "nothing": lambda: None,
+}
+
+
+def main() -> None:
+    package, fault, rank, method, call, *overrides = sys.argv[1:]
+    train = importlib.import_module(f"{package}.train")
+    if os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        task = importlib.import_module(f"{package}.tasks.classification").ClassificationTask
+        at_call(task, method, int(call), FAULTS[fault])
+    sys.argv[1:] = overrides
+    train.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What one of several processes wants, known to all of them before the same batch."""
+
+import time
+
+import torch
+import torch.distributed as dist
+from lightning import Trainer
+
+SECONDS = 1.0  # between two agreements, since the devices wait for each other
+MOST = 100  # batches, should they get slower
+
+
+class Agreement:
+    """The processes count batches, which are the same in all of them; their clocks are not."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.batches, self.every, self.at = 0, 1, time.monotonic()
+
+    def is_time(self) -> bool:
+        """Once before each batch; the answer is the same in every process."""
+        self.batches += 1
+        return self.batches >= self.every
+
+    def any(self, *wants: bool) -> list[bool]:
+        """For each wish whether any process has it. Every process must call this."""
+        pace = (time.monotonic() - self.at) / max(1, self.batches)
+        device = self.trainer.strategy.root_device
+        numbers = torch.tensor([*map(float, wants), pace], device=device)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        *wanted, pace = numbers.tolist()
+        self.every = min(MOST, max(1, int(SECONDS / max(pace, 1e-9))))
+        self.batches, self.at = 0, time.monotonic()
+        return [wish > 0 for wish in wanted]
