@@ -17,12 +17,11 @@ from pathlib import Path
 from faults import at_call
 
 
-def send(number: int, pid: Callable[[], int]) -> Callable[[], None]:
-    def now() -> None:
-        Path("signalled").write_text(str(time.time()))
-        os.kill(pid(), number)
+DISTURBED = Path("disturbed")  # a file with the time at which the fault came
 
-    return now
+
+def send(number: int, pid: Callable[[], int]) -> Callable[[], None]:
+    return lambda: os.kill(pid(), number)
 
 
 def fail() -> None:
@@ -35,16 +34,20 @@ FAULTS = {
     "sigint": send(signal.SIGINT, os.getpid),
     "sigterm_to_torchrun": send(signal.SIGTERM, os.getppid),
     "exception": fail,
-    "nothing": lambda: None,
 }
 
 
 def main() -> None:
     package, fault, rank, method, call, *overrides = sys.argv[1:]
     train = importlib.import_module(f"{package}.train")
-    if os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if os.environ["RANK"] == rank and not DISTURBED.is_file():
+
+        def disturb() -> None:
+            DISTURBED.write_text(str(time.time()))
+            FAULTS[fault]()
+
         task = importlib.import_module(f"{package}.tasks.classification").ClassificationTask
-        at_call(task, method, int(call), FAULTS[fault])
+        at_call(task, method, int(call), disturb)
     sys.argv[1:] = overrides
     train.main()
 

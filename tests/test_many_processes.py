@@ -75,9 +75,7 @@ class Place:
         again = f"--max-restarts={restarts}"
         where = (fault, str(rank), method, str(call))
         status = self.give(*TORCHRUN, again, script, PACKAGE, *where, *SMALL)
-        signalled = self.folder / "signalled"
-        seconds = time.time() - float(signalled.read_text()) if signalled.is_file() else 0.0
-        return status, seconds
+        return status, time.time() - float((self.folder / "disturbed").read_text())
 
     @property
     def runs(self) -> list[Path]:

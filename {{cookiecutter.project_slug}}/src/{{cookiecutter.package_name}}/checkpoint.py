@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from . import device
 from .errors import UserError
 from .run import Run
+from .shards import REST, read_parts, refuse_code
 from .storage import is_sound, write_whole
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,10 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
     try:
         if not is_sound(path):
             raise ValueError("it is broken")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            checkpoint = read_parts(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["hyper_parameters"]
         data, task = config["data"], config["task"]
     except Exception as error:  # torch has many kinds for a file that is broken or not its own
@@ -101,7 +105,12 @@ def _task(path: Path, checkpoint: dict[str, Any], config: DictConfig) -> Lightni
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is as it was written, and can be read."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.is_dir():
+            refuse_code(path)
+            path_of_plain_data = path / REST
+        else:
+            path_of_plain_data = path
+        torch.load(path_of_plain_data, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch has many kinds for a file that is broken
         return False
     return is_sound(path)
@@ -241,6 +250,11 @@ class CheckpointIO(TorchCheckpointIO):
                 raise UserError(f"{path} cannot be written: free some space, and train again.")
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path} is of a run with trainer=fsdp on several devices: go on as it was, or start"
+                f" from its weights with init_from={path}."
+            )
         if not is_sound(Path(path)):
             raise UserError(f"{path} is broken: train with resume=never, or take another one.")
         return super().load_checkpoint(path, *args, **kwargs)

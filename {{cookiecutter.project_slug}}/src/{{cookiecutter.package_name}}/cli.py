@@ -46,6 +46,9 @@ QUIET = (
     r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
     r"GPU available but not used",  # it was asked not to be
+    r"find_unused_parameters=True was specified",  # for another reason, see device.py
+    r"Using `DistributedSampler` with the dataloaders",  # the README says it
+    r"torch.distributed is disabled, unavailable or uninitialized",  # one process reads the parts
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
     r"The `srun` command is available on your system",  # torchrun makes the processes, not srun
 )

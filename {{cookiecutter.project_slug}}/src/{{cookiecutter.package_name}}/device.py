@@ -390,9 +390,7 @@ def request(cfg: DictConfig) -> Request:
 def settle(cfg: DictConfig, choice: Choice) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
-    if choice.strategy == "fsdp":  # FSDP2; Lightning's own `fsdp` is its predecessor
-        strategy = {"_target_": f"{__package__}.sharded.ShardedStrategy"}
-        answer["strategy"] = {**strategy, "data_parallel_size": choice.world_size}
+    answer["strategy"] = _built(cfg, choice)
     settled = OmegaConf.merge(
         OmegaConf.create(OmegaConf.to_container(cfg)),  # without Hydra's guard against new keys
         {
@@ -407,6 +405,20 @@ def settle(cfg: DictConfig, choice: Choice) -> DictConfig:
         del settled.data.global_batch_size  # a datamodule knows that of a device
         settled.data.batch_size = batch_size(cfg, choice)
     return settled
+
+
+def _built(cfg: DictConfig, choice: Choice) -> Any:
+    """The strategy as the Trainer takes it."""
+    if choice.strategy == "fsdp":  # FSDP2; Lightning's own `fsdp` is its predecessor
+        strategy = f"{__package__}.sharded.ShardedStrategy"
+        return {"_target_": strategy, "data_parallel_size": choice.world_size}
+    exact = choice.accelerator == "cpu" or cfg.trainer.get("deterministic")
+    if choice.strategy == "ddp" and exact and choice.world_size > 2:
+        # After the first step of every start DDP would put the gradients in another order, in which
+        # the sum of more than two rounds otherwise: a run that went on would not have the same bits.
+        strategy = "lightning.pytorch.strategies.DDPStrategy"
+        return {"_target_": strategy, "find_unused_parameters": True}
+    return choice.strategy
 
 
 def batch_size(cfg: DictConfig, choice: Choice) -> int:

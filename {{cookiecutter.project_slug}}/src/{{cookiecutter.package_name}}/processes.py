@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import sys
 import time
 import uuid
@@ -81,12 +82,17 @@ def join(strategy: Any) -> None:
 
     if launched() is None or dist.is_initialized() or not hasattr(strategy, "process_group_backend"):
         return
+    size = int(os.environ["WORLD_SIZE"])
+    there = _store().add("there", 1)
+    while there < size:  # here, where a signal is handled, and not in PyTorch
+        time.sleep(0.05)
+        there = _store().add("there", 0)
     on_gpu = strategy.root_device.type != "cpu"
     dist.init_process_group(
         strategy._get_process_group_backend(),
         store=_store(),
         rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
+        world_size=size,
         timeout=strategy._timeout,
         device_id=strategy.root_device if on_gpu else None,
     )
@@ -119,28 +125,31 @@ def _store() -> Any:
         if not _torchrun().check(["port"]):
             continue
         port = int(_torchrun().get("port"))
-        with contextlib.suppress(DistNetworkError, RuntimeError):  # of a process that was killed
+        with contextlib.suppress(OSError, DistNetworkError):  # of a process that was killed
+            socket.create_connection((host, port), timeout=1).close()
             there = TCPStore(host, port, size, timeout=timedelta(seconds=1))
             return PrefixStore(there.get("word").decode(), _torchrun())
 
 
-def refuse_launch() -> None:
-    """Ways to start several processes that would train the same run several times.
+def enter() -> None:
+    """To be called before PyTorch is imported.
 
     Raises:
-        UserError: says what to do in place of it.
+        UserError: processes have been started that would train the same run several times.
     """
-    if launched() is None:
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            raise UserError(
-                "srun has started several processes, which do not know of each other: let it start"
-                f" one torchrun a host, srun --ntasks-per-node=1 torchrun ... -m {__package__}.train"
-            )
-    elif HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if launched() is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            "srun has started several processes, which do not know of each other: let it start one"
+            f" torchrun a host, srun --ntasks-per-node=1 torchrun ... -m {__package__}.train"
+        )
+    if launched() is not None and sweep:
         raise UserError(
             f"torchrun cannot start a sweep: python -m {__package__}.train -m ... starts the"
             " processes of each run by itself."
         )
+    if launched() is not None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each of them would warn
 
 
 def launch(count: int, folder: Path) -> None:

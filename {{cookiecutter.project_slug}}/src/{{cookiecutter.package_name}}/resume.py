@@ -272,7 +272,8 @@ class EpochLoop(LeanLoop):
         # A step can spoil the weights after a loss that was still a number.
         weights = self.trainer.lightning_module.parameters()
         trained = [weight.detach() for weight in weights if weight.requires_grad]
-        self.losses = self.losses + torch.nn.utils.get_total_norm(trained)
+        norm: Any = torch.nn.utils.get_total_norm(trained)
+        self.losses = self.losses + (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self._refuse_non_finite()
         for logger in self.trainer.loggers:
             logger.save()  # so that it has all that was logged before
@@ -335,6 +336,7 @@ class EpochLoop(LeanLoop):
         trainer = self.trainer
         return {
             "devices": trainer.world_size,
+            "strategy": type(trainer.strategy).__name__,
             "accelerator": trainer.strategy.root_device.type,
             "device": self.device_name,
             "threads": torch.get_num_threads(),

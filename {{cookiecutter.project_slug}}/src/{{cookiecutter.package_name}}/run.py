@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
 from .processes import CHOSEN, agreed, remembered
-from .storage import write_whole
+from .storage import SEAL, remove, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def identity(cfg: DictConfig) -> str:
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for key in STARTS_FROM:
         if (start := start_of(cfg, key)) is not None:
-            with start.open("rb") as file:
+            with (start / SEAL if start.is_dir() else start).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     package = Path(__file__).parent
     for source in sorted(package.rglob("[!.]*.py")):  # not the lock files of editors
@@ -87,7 +87,7 @@ def start_of(cfg: DictConfig, key: str) -> Path | None:
         raise UserError(
             f"{key}=latest would be this run itself the next time: name a folder or file."
         )
-    if key == "ckpt_path" and Path(where).is_dir():  # whose newest is another one later
+    if key == "ckpt_path" and Path(where).is_dir() and not (Path(where) / SEAL).is_file():  # whose newest is another one later
         raise UserError(f"ckpt_path={where} is a folder: name one of the step_*.ckpt files in it.")
     return Run.find(str(where), cfg.runs_dir)[1]
 
@@ -128,7 +128,7 @@ class Run:
         """Keep the two newest checkpoints: should the newest turn out broken, there is one more."""
         for old in self.checkpoints()[2:]:
             with contextlib.suppress(OSError):  # somebody has it open: the next time, then
-                old.unlink()
+                remove(old)
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Run":
@@ -163,12 +163,12 @@ class Run:
                 raise UserError(
                     f"No run in {runs_dir} has a checkpoint: train, or say runs_dir=FOLDER."
                 )
-        if path.is_file():
+        if path.is_file() or (path / SEAL).is_file():
             in_run = path.parent.name == "checkpoints"
             return cls(path.parent.parent if in_run else path.parent), path
         run = cls(path)
         for checkpoint in (run.best, *run.checkpoints()):
-            if checkpoint.is_file():
+            if checkpoint.exists():
                 return run, checkpoint
         raise UserError(
             f"There is no checkpoint in {path}: say run=FOLDER, run=FILE.ckpt or run=latest."
@@ -213,8 +213,8 @@ class Run:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written: {error.strerror}.") from error
         try:
-            for part in self.folder.rglob("*.part"):  # of a write that was killed
-                part.unlink(missing_ok=True)
+            for part in list(self.folder.rglob("*.part")):  # of a write that was killed
+                remove(part)
             yield
         finally:
             lock.release()

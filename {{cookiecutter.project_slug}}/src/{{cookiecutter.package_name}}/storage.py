@@ -1,11 +1,17 @@
 """Files that are there whole or not at all, whatever is killed, full or flipped in between."""
 
 import contextlib
+import json
 import os
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+SEAL = "checksums.json"  # in a checkpoint that is a folder, which several processes have written
 
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> None:
@@ -31,17 +37,53 @@ def write_whole(path: Path, write: Callable[[Any], None]) -> None:
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
     with contextlib.suppress(OSError):  # Windows and some network disks cannot do this
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
 
+def seal(part: Path, folder: Path) -> None:
+    """Make the folder `part`, whose files are all written, `folder`, with their checksums in it."""
+    sums = {path.name: _checksum(path) for path in part.iterdir()}
+    write_whole(part / SEAL, lambda file: file.write(json.dumps(sums, indent=2).encode()))
+    remove(folder)
+    part.replace(folder)
+    _sync(folder.parent)
+
+
+def _checksum(path: Path) -> int:
+    sum_so_far = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sum_so_far = zlib.crc32(block, sum_so_far)
+    return sum_so_far
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, which never stands half removed under its name."""
+    if path.is_dir():
+        part = path.with_name(f"{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        path = path.replace(part) if path != part else path
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_sound(path: Path) -> bool:
     """Whether every byte of a checkpoint is as it was written: torch.load checks no checksum."""
     try:
+        if path.is_dir():
+            sums = json.loads((path / SEAL).read_text(encoding="utf-8"))
+            with ThreadPoolExecutor() as pool:
+                return all(pool.map(lambda name: _checksum(path / name) == sums[name], sums))
         with zipfile.ZipFile(path) as parts:
             return parts.testzip() is None
     except Exception:  # zipfile has many kinds for what is no zip file any more

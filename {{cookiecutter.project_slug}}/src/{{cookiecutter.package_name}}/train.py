@@ -36,7 +36,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     refuse_nonsense(cfg)
     # What is asked for and impossible here is refused even if the run is finished.
-    processes.refuse_launch()
+    processes.enter()
     choice = device.choose(device.request(cfg), device.probe())
     first = processes.first()
     logging.disable(logging.NOTSET if first else logging.WARNING)  # of several, one speaks

@@ -20,6 +20,7 @@ from .. import optimization
 from ..checkpoint import load_task
 from ..data.images import read_images
 from ..data.tensors import TensorBatches, take_batch
+from ..sharded import shard
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,9 @@ class ClassificationTask(LightningModule):
                 lines.append(f"  {name}: {classes[best]} ({row[best]:.2f})")
         log.info("\n".join(lines[:10] + [f"  ... {len(lines) - 10} more"] * (len(lines) > 10)))
         return output
+
+    def configure_model(self) -> None:
+        shard(self)
 
     def configure_optimizers(self) -> Any:
         return optimization.configure(self, self.parameters())
