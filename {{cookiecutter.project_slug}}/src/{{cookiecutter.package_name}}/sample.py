@@ -34,6 +34,9 @@ class Sample(Callback):
         # A model of another kind may write nothing.
         if not hasattr(pl_module.model, "generate") or not trainer.is_global_zero:
             return
+        if pl_module.device_mesh is not None:  # a process alone has a part of the weights only
+            log.info("No sample.txt: predict writes, on one device.")
+            return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         try:
             text = self.prompt + pl_module.generate(self.prompt, tokenizer, self.settings)

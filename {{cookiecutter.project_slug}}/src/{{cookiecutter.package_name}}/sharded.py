@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from .errors import UserError
 from .shards import REST, PlainPlanner, refuse_code
@@ -41,13 +41,9 @@ def shard(task: LightningModule) -> None:
     if mesh is None or isinstance(model, FSDPModule):
         return
     assert isinstance(model, nn.Module)
-    half = str(task.trainer.precision) == "bf16-mixed"
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
-    )
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for part in (*(block for blocks in lists for block in blocks), model):
-        fully_shard(part, mesh=mesh["data_parallel"], mp_policy=policy)
+        fully_shard(part, mesh=mesh["data_parallel"])
 
 
 class ShardedStrategy(ModelParallelStrategy):

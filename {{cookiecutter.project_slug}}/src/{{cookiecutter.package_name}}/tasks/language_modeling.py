@@ -18,6 +18,7 @@ from ..checkpoint import load_task
 from ..data.corpus import read_prompt
 from ..errors import UserError
 from ..sample import refuse_impossible
+from ..sharded import shard
 from ..storage import write_whole
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,9 @@ class LanguageModelingTask(LightningModule):
         output = Path(cfg.output or folder / "continued.txt")
         write_whole(output, lambda file: file.write(text.encode()))
         return output
+
+    def configure_model(self) -> None:
+        shard(self)
 
     def configure_optimizers(self) -> Any:
         return optimization.configure(self, decaying(self.model))
