@@ -1,5 +1,6 @@
 """A checkpoint is plain data, and evaluate, predict and a notebook need nothing else."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from {{ cookiecutter.package_name }}.errors import UserError
 from {{ cookiecutter.package_name }}.evaluate import evaluate
 from {{ cookiecutter.package_name }}.predict import predict
 from {{ cookiecutter.package_name }}.run import Run
+from {{ cookiecutter.package_name }}.storage import is_sound, seal
 
 Finished = tuple[Run, dict[str, float]]
 
@@ -150,6 +152,35 @@ def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a whole checkpoint"):
         load_task(tmp_path / "strange.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("harmful", [Path.touch, torch.save])
+def test_a_strangers_folder_runs_no_code(tmp_path: Path, harmful: Any) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return harmful, (tmp_path / "harm",) * (2 if harmful is torch.save else 1)
+
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / ".metadata").write_bytes(pickle.dumps(Harm()))
+    torch.save({"hyper_parameters": {"data": {}, "task": {}}}, tmp_path / "part" / "rest.pt")
+    seal(tmp_path / "part", tmp_path / "strange.ckpt")
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        load_task(tmp_path / "strange.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("spoil", ["flip", "lose"])
+def test_a_folder_with_a_changed_or_lost_file_is_not_sound(tmp_path: Path, spoil: str) -> None:
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "a").write_bytes(b"weights")
+    seal(part, tmp_path / "sealed")
+    assert is_sound(tmp_path / "sealed")
+    if spoil == "flip":
+        (tmp_path / "sealed" / "a").write_bytes(b"weighty")
+    else:
+        (tmp_path / "sealed" / "a").unlink()
+    assert not is_sound(tmp_path / "sealed")
 
 
 def test_a_folder_without_a_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:

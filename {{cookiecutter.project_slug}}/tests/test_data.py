@@ -5,9 +5,12 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import PROBE, Compose, names
 from hydra.utils import instantiate
+from torch.utils.data import BatchSampler
 
+from {{ cookiecutter.package_name }}.data.tensors import ReplayableSampler
 from {{ cookiecutter.package_name }}.device import choose, request, settle
 
 
@@ -32,3 +35,23 @@ def test_workers_give_the_same_batches(config: Compose) -> None:
     with_two = list(itertools.islice(datamodule.val_dataloader(), 4))
     for ours, theirs in zip(alone, with_two, strict=True):
         assert torch.equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("samples", [63, 64, 1000])
+def test_a_global_batch_is_the_same_samples_on_any_number_of_devices(
+    monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    def batches(devices: int) -> list[set[int]]:
+        """Each batch of an epoch, of all devices together: 16 samples."""
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: devices)
+        of_rank = []
+        for rank in range(devices):
+            monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+            sampler = ReplayableSampler(range(samples), seed=1)
+            sampler.set_epoch(3)
+            of_rank.append(list(BatchSampler(sampler, 16 // devices, drop_last=True)))
+        return [{i for part in parts for i in part} for parts in zip(*of_rank, strict=True)]
+
+    assert batches(1) == batches(2) == batches(8)
+    assert len(batches(1)) == samples // 16

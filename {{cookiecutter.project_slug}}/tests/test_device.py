@@ -112,7 +112,8 @@ def test_explicit_beats_auto(has: Probe, asked: dict[str, Any]) -> None:
         (CPU, {"devices": 0}, "impossible"),
         (CPU, {"devices": "many"}, "impossible"),
         (MAC, {"strategy": "ddp"}, "does not run on MPS"),
-        (CPU, {"strategy": "fsdp"}, "needs CUDA"),
+        (MAC, {"strategy": "fsdp"}, "does not run on MPS"),
+        (EIGHT, {"strategy": "ddp_spawn"}, "none of auto, ddp, fsdp"),
         (WINDOWS, {"strategy": "ddp"}, "NCCL"),
         (CPU, {"num_workers": -1}, "neither auto nor 0"),
         (CPU, {"compile": "yes please"}, "none of auto"),
@@ -224,3 +225,47 @@ def test_data_in_memory_go_to_the_memory_of_the_gpu(
 def test_data_on_the_device_refuse_workers() -> None:
     with pytest.raises(UserError, match=r"data\.num_workers=0"):
         choose(Request(on_device=True, num_workers=2), H100)
+
+
+def test_torchrun_has_chosen_how_many_devices_and_hosts() -> None:
+    choice = choose(Request(), replace(EIGHT, processes=4, hosts=2))
+    assert (choice.devices, choice.num_nodes, choice.world_size) == (4, 2, 8)
+    assert choice.strategy == "ddp"
+    assert choose(Request(), replace(CPU, processes=2)).world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "says"),
+    [
+        (EIGHT, {"devices": 2}, "torchrun has started 4 processes here, and trainer.devices=2"),
+        (MIXED, {}, "for 2 cuda: let it start --nproc-per-node 2"),
+        (MAC, {}, "for 1 mps: let it start --nproc-per-node 1"),
+    ],
+)
+def test_what_torchrun_has_started_must_fit(has: Probe, asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        choose(Request(**asked), replace(has, processes=4))
+
+
+def test_one_device_needs_no_strategy_of_several() -> None:
+    assert choose(Request(strategy="fsdp"), H100).strategy == "auto"
+    assert choose(Request(strategy="fsdp"), EIGHT).strategy == "fsdp"
+
+
+@pytest.mark.parametrize(
+    ("has", "accumulate", "each"), [(MAC, 1, 96), (MAC, 4, 24), (EIGHT, 1, 12), (EIGHT, 2, 6)]
+)
+def test_a_global_batch_is_split_over_devices_and_accumulated_batches(
+    config: Compose, has: Probe, accumulate: int, each: int
+) -> None:
+    options = ("data.global_batch_size=96", f"trainer.accumulate_grad_batches={accumulate}")
+    cfg = config(*options)
+    settled = settle(cfg, choose(Request(), has))
+    assert settled.data.batch_size == each
+    assert "global_batch_size" not in settled.data  # no datamodule takes it
+    assert "effective batch size 96:" in line(choose(Request(), has), cfg)
+
+
+def test_a_global_batch_that_cannot_be_split_names_those_that_can(config: Compose) -> None:
+    with pytest.raises(UserError, match="use 96 or 104"):
+        settle(config("data.global_batch_size=100"), choose(Request(), EIGHT))

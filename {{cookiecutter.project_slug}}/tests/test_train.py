@@ -206,6 +206,9 @@ def test_more_epochs_continue_a_finished_run_and_fewer_are_refused(config: Compo
         ("seed=1", False),
         ("optimizer.lr=0.5", False),
         ("data.batch_size=16", False),
+        ("data.global_batch_size=32", False),
+        ("trainer.devices=2", True),
+        ("trainer.strategy=fsdp", True),
         ("trainer.precision=bf16-mixed", False),
     ],
 )

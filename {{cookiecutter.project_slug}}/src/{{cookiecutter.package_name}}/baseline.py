@@ -64,7 +64,7 @@ class TrigramBaseline(Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         bits = self._loss(trainer, "test") / math.log(2)
-        pl_module.log("baseline/test_bits_per_byte", bits)
+        pl_module.log("baseline/test_bits_per_byte", bits, sync_dist=True)
 
     def _loss(self, trainer: L.Trainer, split: str) -> float:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

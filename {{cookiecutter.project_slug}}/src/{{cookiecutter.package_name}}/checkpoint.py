@@ -107,10 +107,8 @@ def is_whole(path: Path) -> bool:
     try:
         if path.is_dir():
             refuse_code(path)
-            path_of_plain_data = path / REST
-        else:
-            path_of_plain_data = path
-        torch.load(path_of_plain_data, map_location="cpu", weights_only=True, mmap=True)
+        file = path / REST if path.is_dir() else path
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch has many kinds for a file that is broken
         return False
     return is_sound(path)
@@ -252,8 +250,8 @@ class CheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if Path(path).is_dir():
             raise UserError(
-                f"{path} is of a run with trainer=fsdp on several devices: go on as it was, or start"
-                f" from its weights with init_from={path}."
+                f"{path} is of a run with trainer=fsdp on several devices: take these again, or"
+                f" start from its weights: init_from={path}."
             )
         if not is_sound(Path(path)):
             raise UserError(f"{path} is broken: train with resume=never, or take another one.")

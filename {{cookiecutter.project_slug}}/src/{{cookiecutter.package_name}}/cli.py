@@ -48,6 +48,7 @@ QUIET = (
     r"GPU available but not used",  # it was asked not to be
     r"find_unused_parameters=True was specified",  # for another reason, see device.py
     r"Using `DistributedSampler` with the dataloaders",  # the README says it
+    r"FSDP2-wrapped module .* returned a view tensor",  # nothing changes it in place
     r"torch.distributed is disabled, unavailable or uninitialized",  # one process reads the parts
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
     r"The `srun` command is available on your system",  # torchrun makes the processes, not srun

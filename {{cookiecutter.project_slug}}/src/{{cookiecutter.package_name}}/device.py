@@ -414,8 +414,8 @@ def _built(cfg: DictConfig, choice: Choice) -> Any:
         return {"_target_": strategy, "data_parallel_size": choice.world_size}
     exact = choice.accelerator == "cpu" or cfg.trainer.get("deterministic")
     if choice.strategy == "ddp" and exact and choice.world_size > 2:
-        # After the first step of every start DDP would put the gradients in another order, in which
-        # the sum of more than two rounds otherwise: a run that went on would not have the same bits.
+        # Else DDP puts the gradients in another order after the first step of every start, in which
+        # a sum of more than two rounds otherwise: a run that goes on would not have the same bits.
         strategy = "lightning.pytorch.strategies.DDPStrategy"
         return {"_target_": strategy, "find_unused_parameters": True}
     return choice.strategy

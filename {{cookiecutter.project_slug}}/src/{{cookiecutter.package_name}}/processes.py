@@ -80,7 +80,8 @@ def join(strategy: Any) -> None:
     """
     import torch.distributed as dist
 
-    if launched() is None or dist.is_initialized() or not hasattr(strategy, "process_group_backend"):
+    alone = launched() is None or not hasattr(strategy, "process_group_backend")
+    if alone or dist.is_initialized():
         return
     size = int(os.environ["WORLD_SIZE"])
     there = _store().add("there", 1)
@@ -109,26 +110,32 @@ def _torchrun() -> Any:
 
 @functools.cache
 def _store() -> Any:
-    """Of the processes that run now: a word that only the first of them can tell begins its keys."""
-    from torch.distributed import DistNetworkError, PrefixStore, TCPStore
+    """Of the processes that run now: its keys begin with a word that only the first one tells."""
+    from torch.distributed import DistError, PrefixStore, TCPStore
 
     host, size = os.environ["MASTER_ADDR"], int(os.environ["WORLD_SIZE"])
     if first():
-        global _server  # as long as this process lives
-        _server = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
         word = uuid.uuid4().hex
-        _server.set("word", word)
-        _torchrun().set("port", str(_server.port))
+        _torchrun().set("port", str(_teller(host, size, word).port))
         return PrefixStore(word, _torchrun())
     while True:
         time.sleep(0.05)
         if not _torchrun().check(["port"]):
             continue
         port = int(_torchrun().get("port"))
-        with contextlib.suppress(OSError, DistNetworkError):  # of a process that was killed
+        with contextlib.suppress(OSError, DistError):  # of a process that was killed
             socket.create_connection((host, port), timeout=1).close()
             there = TCPStore(host, port, size, timeout=timedelta(seconds=1))
             return PrefixStore(there.get("word").decode(), _torchrun())
+
+
+@functools.cache  # it tells as long as this process lives
+def _teller(host: str, size: int, word: str) -> Any:
+    from torch.distributed import TCPStore
+
+    store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+    store.set("word", word)
+    return store
 
 
 def enter() -> None:

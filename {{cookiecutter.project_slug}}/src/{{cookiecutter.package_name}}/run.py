@@ -87,7 +87,9 @@ def start_of(cfg: DictConfig, key: str) -> Path | None:
         raise UserError(
             f"{key}=latest would be this run itself the next time: name a folder or file."
         )
-    if key == "ckpt_path" and Path(where).is_dir() and not (Path(where) / SEAL).is_file():  # whose newest is another one later
+    if (
+        key == "ckpt_path" and Path(where).is_dir() and not (Path(where) / SEAL).is_file()
+    ):  # whose newest is another one later
         raise UserError(f"ckpt_path={where} is a folder: name one of the step_*.ckpt files in it.")
     return Run.find(str(where), cfg.runs_dir)[1]
 

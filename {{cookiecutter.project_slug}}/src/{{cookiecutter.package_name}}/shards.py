@@ -11,18 +11,13 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 REST = "rest.pt"  # all but weights and optimizer
-PLAIN = (  # what describes the parts
-    "torch.distributed.checkpoint.",
-    "torch.serialization",
-    "torch._C",
-)
+METADATA = "torch.distributed.checkpoint.metadata"  # a module of plain classes
 ALSO = (
     ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.storage", "_load_from_bytes"),
-    ("pathlib", "Path"),
+    ("torch.serialization", "_get_layout"),  # from a name to a constant
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("pathlib", "PosixPath"),
-    ("collections", "OrderedDict"),
+    ("pathlib", "WindowsPath"),
 )
 
 
@@ -37,8 +32,10 @@ class PlainPlanner(DefaultLoadPlanner):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if dtype or module.startswith(PLAIN) or (module, name) in ALSO:
+        found = super().find_class(module, name) if module in ("torch", METADATA) else None
+        plain = isinstance(found, torch.dtype) or (module == METADATA and isinstance(found, type))
+        # With a dot in it, a name is looked up within what the module imports.
+        if "." not in name and (plain or (module, name) in ALSO):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 

@@ -51,7 +51,8 @@ class ReplayableSampler(DistributedSampler[Any]):
         several = dist.is_available() and dist.is_initialized()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         # PyTorch adds the epoch to the seed; without a factor, seeds would share their orders.
-        super().__init__(dataset, world_size, rank, seed=1_000_003 * seed)  # type: ignore[arg-type]
+        # drop_last: on any number of devices the batches of an epoch are then the same samples.
+        super().__init__(dataset, world_size, rank, seed=1_000_003 * seed, drop_last=True)  # type: ignore[arg-type]
         self.start = 0  # how many samples of this epoch to leave out: they are trained already
 
     def set_epoch(self, epoch: int) -> None:
