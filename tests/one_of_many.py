@@ -7,6 +7,7 @@ torchrun starts it anew.
 """
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults import at_call
-
 
 DISTURBED = Path("disturbed")  # a file with the time at which the fault came
 
@@ -37,6 +37,14 @@ FAULTS = {
 }
 
 
+def task_of(package: str) -> type:
+    """That of the project's starter."""
+    name = f"{package}.tasks.classification"
+    if importlib.util.find_spec(name):
+        return importlib.import_module(name).ClassificationTask
+    return importlib.import_module(f"{package}.tasks.language_modeling").LanguageModelingTask
+
+
 def main() -> None:
     package, fault, rank, method, call, *overrides = sys.argv[1:]
     train = importlib.import_module(f"{package}.train")
@@ -46,8 +54,7 @@ def main() -> None:
             DISTURBED.write_text(str(time.time()))
             FAULTS[fault]()
 
-        task = importlib.import_module(f"{package}.tasks.classification").ClassificationTask
-        at_call(task, method, int(call), disturb)
+        at_call(task_of(package), method, int(call), disturb)
     sys.argv[1:] = overrides
     train.main()
 

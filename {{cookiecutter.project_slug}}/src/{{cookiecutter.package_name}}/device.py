@@ -259,7 +259,7 @@ def _devices(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
         possible = bool(asked) and all(index in range(num_gpus) for index in asked)
     else:
         possible = isinstance(asked, int) and 1 <= asked <= (there or asked)
-    if not possible and asked == has.processes:
+    if not possible and has.processes and asked == has.processes:
         raise UserError(
             f"torchrun has started {asked} processes here, for {there} {accelerator}: let it start"
             f" --nproc-per-node {there}."
