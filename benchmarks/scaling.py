@@ -22,7 +22,7 @@ from typing import Any
 from lightning import Callback
 
 ROUNDS = 3
-WARM_UP, MEASURED = 20, 60  # batches
+WARM_UP, MEASURED = 20, 60  # steps
 TEXT = 24_000_000  # bytes
 RESULT = "SCALING_RESULT"  # an environment variable: the file for what a run measured
 QUICK = (
@@ -30,8 +30,8 @@ QUICK = (
     "resume=never",
     "trainer.limit_val_batches=0",
     "trainer.limit_test_batches=1",
-    f"trainer.limit_train_batches={WARM_UP + MEASURED}",
-    "trainer.max_epochs=1",
+    "trainer.max_epochs=1000",
+    f"trainer.max_steps={WARM_UP + MEASURED}",
     "trainer.val_check_interval=1.0",
     "+trainer.enable_checkpointing=false",
     "+callbacks.clock._target_=scaling.Clock",
@@ -39,16 +39,19 @@ QUICK = (
 
 
 class Clock(Callback):
-    """From the end of the warm-up to the end of the epoch, the device's work included."""
+    """From the end of the warm-up to the end of the training, the device's work included."""
+
+    batches = 0
 
     def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == WARM_UP:
-            self.started = self._now(task)
+        if trainer.global_step == WARM_UP and not hasattr(self, "started"):
+            self.started, self.batches = self._now(task), 0
+        self.batches += 1
 
-    def on_train_epoch_end(self, trainer: Any, task: Any) -> None:
+    def on_train_end(self, trainer: Any, task: Any) -> None:
         import torch
 
-        seconds = (self._now(task) - self.started) / (trainer.num_training_batches - WARM_UP)
+        seconds = (self._now(task) - self.started) / self.batches
         size = trainer.datamodule.batch_size
         gpu = task.device.type == "cuda"
         measured = {
