@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several_gpus
 from conftest import TEMPLATE, bake
 from faults import SMALL, digest, load
 
@@ -68,13 +69,13 @@ class Place:
         return self.wait(self.start(*command))
 
     def disturbed(
-        self, fault: str, rank: int, method: str, call: int, *, restarts: int = 0
+        self, fault: str, rank: int, method: str, call: int, *more: str, restarts: int = 0
     ) -> tuple[int, float]:
         """Exit status, and seconds after the signal, of two processes of which one has a fault."""
         script = str(TEMPLATE / "tests" / "one_of_many.py")
         again = f"--max-restarts={restarts}"
         where = (fault, str(rank), method, str(call))
-        status = self.give(*TORCHRUN, again, script, PACKAGE, *where, *SMALL)
+        status = self.give(*TORCHRUN, again, script, PACKAGE, *where, *SMALL, *more)
         return status, time.time() - float((self.folder / "disturbed").read_text())
 
     @property
@@ -224,6 +225,59 @@ def test_resume_never_is_one_new_folder_for_all_processes_also_when_one_is_kille
     assert len(place.runs) == 3
     weights = {digest(sorted(run.glob("checkpoints/step_*.ckpt"))[-1]) for run in place.runs}
     assert weights == {undisturbed["weights"]}
+
+
+@pytest.mark.slow
+def test_a_model_in_parts_ends_with_the_same_bits_and_is_used_on_one_device(
+    project: Path, tmp_path: Path
+) -> None:
+    """FSDP2: left alone, killed, stopped, and with the newest checkpoint spoiled."""
+    fsdp, places = "trainer.strategy=fsdp", {}
+    for name in ("alone", "killed", "stopped"):
+        (tmp_path / name).mkdir()
+        places[name] = Place(project, tmp_path / name)
+    train = (*TORCHRUN, "-m", f"{PACKAGE}.train", *SMALL, fsdp)
+    assert places["alone"].give(*train) == 0, places["alone"].said
+    wanted = several_gpus.result(tmp_path / "alone")
+
+    fault = ("sigkill", 1, "training_step", 17)
+    assert places["killed"].disturbed(*fault, fsdp, restarts=3)[0] == 0, places["killed"].said
+    assert several_gpus.result(tmp_path / "killed") == wanted
+
+    status, seconds = places["stopped"].disturbed("sigterm", 0, "training_step", 17, fsdp)
+    assert status != 0
+    assert seconds < 20
+    (run,) = places["stopped"].runs
+    newest = sorted(run.glob("checkpoints/step_*.ckpt"))[-1]
+    part = newest / "__0_0.distcp"
+    part.write_bytes(part.read_bytes()[:-8] + bytes(8))
+    assert places["stopped"].give(*train) == 0, places["stopped"].said
+    assert newest.with_name(f"{newest.name}.broken").is_dir()
+    assert several_gpus.result(tmp_path / "stopped") == wanted
+    assert len(list(run.glob("checkpoints/step_*.ckpt"))) == 2
+
+    for checkpoint in (run, sorted(run.glob("checkpoints/step_*.ckpt"))[-1]):
+        evaluate = (sys.executable, "-m", f"{PACKAGE}.evaluate", f"run={checkpoint}")
+        assert places["stopped"].give(*evaluate) == 0, places["stopped"].said
+        assert "test/acc" in places["stopped"].said
+
+
+@pytest.mark.slow
+def test_more_than_two_processes_end_with_the_same_bits(project: Path, tmp_path: Path) -> None:
+    """DDP may put gradients in another order after a start, and three round by the order."""
+    several = ("model.width=1024", "model.num_layers=3", "data.batch_size=8")
+    results = []
+    for name in ("alone", "killed"):
+        (tmp_path / name).mkdir()
+        place = Place(project, tmp_path / name)
+        start = (*TORCHRUN[:-1], "3", "--max-restarts=3")
+        script = str(TEMPLATE / "tests" / "one_of_many.py")
+        rank = "1" if name == "killed" else "none"
+        fault = (script, PACKAGE, "sigkill", rank, "training_step", "17")
+        assert place.give(*start, *fault, *SMALL, *several) == 0, place.said
+        results.append(place.result())
+    assert (tmp_path / "killed" / "disturbed").is_file()
+    assert results[0] == results[1]
 
 
 @pytest.mark.slow

@@ -308,6 +308,8 @@ def _precision(want: Request, accelerator: str, ampere: bool) -> tuple[str, str]
         return asked, "asked for"
     if accelerator != "cuda":
         return "32-true", f"less is no faster or not safe on {accelerator}"
+    if want.strategy == "fsdp" and not ampere:
+        return "32-true", "no native bf16, and fsdp takes no 16-mixed"
     # torch.cuda.is_bf16_supported() says yes to emulation too, which is slow.
     return ("bf16-mixed", "native bf16") if ampere else ("16-mixed", "no native bf16")
 
@@ -339,6 +341,8 @@ def _compile(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
         return True, "asked for"
     if accelerator != "cuda":
         return False, f"it is slower, or not safe, on {accelerator}"
+    if want.strategy == "fsdp":
+        return False, "fsdp gathers the weights between the layers"
     return "large", "a large model is worth the half minute that compiling takes"
 
 
@@ -391,6 +395,8 @@ def settle(cfg: DictConfig, choice: Choice) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
     answer["strategy"] = _built(cfg, choice)
+    if cfg.trainer.get("sync_batchnorm") and choice.world_size > 1 and choice.accelerator == "cpu":
+        raise UserError("trainer.sync_batchnorm=true needs CUDA: leave it out on the CPU.")
     settled = OmegaConf.merge(
         OmegaConf.create(OmegaConf.to_container(cfg)),  # without Hydra's guard against new keys
         {
