@@ -166,7 +166,7 @@ def test_a_fault_of_one_process_ends_all_and_the_same_command_goes_on_to_the_sam
 ) -> None:
     status, seconds = place.disturbed(fault, rank, method, call)
     assert status != 0
-    assert seconds < 20  # of the 120 that a cluster gives
+    assert seconds < 60  # of the 120 that a cluster gives; 3 on an idle machine
     assert place.give(*TORCHRUN, "-m", f"{PACKAGE}.train", *SMALL) == 0, place.said
     assert place.result() == undisturbed
 
@@ -183,7 +183,7 @@ def test_plain_train_on_two_devices_says_143_when_it_is_terminated(
     started = time.monotonic()
     process.terminate()
     assert place.wait(process) == 143, place.said
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert "the same command goes on from" in place.said
 
 
@@ -246,7 +246,7 @@ def test_a_model_in_parts_ends_with_the_same_bits_and_is_used_on_one_device(
 
     status, seconds = places["stopped"].disturbed("sigterm", 0, "training_step", 17, fsdp)
     assert status != 0
-    assert seconds < 20
+    assert seconds < 60
     (run,) = places["stopped"].runs
     newest = sorted(run.glob("checkpoints/step_*.ckpt"))[-1]
     part = newest / "__0_0.distcp"
