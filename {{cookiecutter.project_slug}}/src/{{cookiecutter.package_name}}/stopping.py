@@ -35,7 +35,7 @@ class Stop:
         return self
 
     def take_over(self) -> None:
-        """Again once Lightning trains, since it puts its own handler for SIGTERM in front."""
+        """Also where Lightning would put its own handler for SIGTERM in front."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets only the main thread handle signals
         for name in SIGNALS:
