@@ -353,7 +353,7 @@ class EpochLoop(LeanLoop):
             )
         if here["accelerator"] != "cpu":
             del here["threads"]  # they compute nothing
-        other = [what for what in here if saved[what] != here[what]]
+        other = [what for what in here if saved.get(what, here[what]) != here[what]]
         if other:
             was, now = (", ".join(f"{what} {of[what]}" for what in other) for of in (saved, here))
             hint = f" (OMP_NUM_THREADS={saved['threads']} would)" if other == ["threads"] else ""

@@ -41,9 +41,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     first = processes.first()
     logging.disable(logging.NOTSET if first else logging.WARNING)  # of several, one speaks
     run = Run.of(cfg)
-    if (finished := run.results(cfg)) is not None:
+    finished = processes.agreed("finished", lambda: run.metrics if run.results(cfg) else None)
+    if finished is not None:
         log.info(f"{run.folder} is finished; resume=never trains it again in a new folder.")
-        return finished
+        return run.results(cfg) or {}
     if cfg.resume == "must" and not run.checkpoints():
         raise UserError(f"There is nothing to go on from in {run.folder}: leave resume=must out.")
 
