@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
 # What a process finds that waits for another one, which has ended.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
-SECONDS = 3  # until torchrun has ended the others, once one has failed
+SECONDS = 15  # in which torchrun ends the others, once one has failed
 
 
 def launched() -> tuple[int, int] | None:
