@@ -10,7 +10,8 @@ CHOICES = [(group, name) for group in GROUPS for name in names(group) if group !
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_of_every_group_composes_and_resolves(group: str, name: str) -> None:
-    OmegaConf.to_container(compose_config("train", f"{group}={name}"), resolve=True)
+    of = "sweep" if group == "sweep" else "train"
+    OmegaConf.to_container(compose_config(of, f"{group}={name}"), resolve=True)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ def test_every_choice_of_every_group_composes_and_resolves(group: str, name: str
         ("predict", ["run=latest"]),
         ("rehearse", []),
         ("benchmark", []),
+        ("sweep", []),
     ],
 )
 def test_the_other_commands_compose(name: str, overrides: list[str]) -> None:

@@ -51,7 +51,7 @@ def run_script(
     )
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "rehearse", "benchmark"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "rehearse", "benchmark", "sweep"])
 def test_its_console_scripts_run_from_a_foreign_folder(
     installed: Path, name: str, tmp_path: Path
 ) -> None:

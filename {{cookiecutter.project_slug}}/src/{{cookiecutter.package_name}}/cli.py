@@ -134,6 +134,11 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return f"{error.override} cannot be read ({why}): quote it, as in key=\"'value'\"."
         case MissingMandatoryValue():
             return f"{error.full_key} is missing: add {error.full_key}=... to the command."
+        case HydraException() if "To sweep over it" in str(error):
+            several = str(error).partition("'")[2].partition("'")[0]
+            return f"{several} has several values: python -m {__package__}.sweep trains each."
+        case HydraException() if "Could not override 'sweep'" in str(error):
+            return f"sweep= is for many runs: python -m {__package__}.sweep computes them."
         case HydraException() | OmegaConfBaseException():
             refused = re.search(r"ould not override '([^'@]+)'", str(error))
             with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -169,6 +171,16 @@ def _has_cxx() -> bool:
 def _has_triton(gpus: list[Gpu]) -> bool:
     old = any(gpu.capability < VOLTA for gpu in gpus)
     return importlib.util.find_spec("triton") is not None and not old
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    # Another process imports PyTorch, which takes seconds, and may take memory on each GPU.
+    count = "import torch; print(torch.cuda.device_count())"
+    asked = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)
+    return [str(index) for index in range(int(asked.stdout))]
 
 
 def _cpu_name() -> str:

@@ -44,11 +44,13 @@ DOES_NOT = {
         "confusion",
         "baseline",
         "sample",
+        "pruning",
     ),
 }
 
 
-BESIDE = ("benchmark", "doctor", "rehearse")  # folders of the package that no run uses
+# Of the package, what no result depends on.
+BESIDE = ("benchmark", "doctor", "rehearse", "runs.py", "sweep")
 STARTS_FROM = ("ckpt_path", "init_from")
 PATIENCE = 10  # seconds until a folder counts as taken
 
@@ -71,9 +73,10 @@ def identity(cfg: DictConfig) -> str:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     package = Path(__file__).parent
     for source in sorted(package.rglob("[!.]*.py")):  # not the lock files of editors
-        if source.parent.name in BESIDE:
+        name = source.relative_to(package)
+        if name.parts[0] in BESIDE:
             continue
-        digest.update(source.relative_to(package).as_posix().encode())
+        digest.update(name.as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:8]
 
@@ -106,6 +109,8 @@ class Run:
         self.folder = folder
         self.config = folder / "config.yaml"
         self.metrics = folder / "metrics.json"  # written last: a run that has it is finished
+        self.pruned = folder / "pruned.json"  # that a sweep has stopped it, and why
+        self.lock = folder / "lock"
         self.best = folder / "checkpoints" / "best.ckpt"  # of the weights; for use
 
     def checkpoint(self, step: int) -> Path:
@@ -204,7 +209,7 @@ class Run:
             UserError: another one trains in it, or it cannot be written.
         """
         # A while, since the workers of a process that was killed hold it until they notice.
-        lock = FileLock(self.folder / "lock", timeout=PATIENCE)
+        lock = FileLock(self.lock, timeout=PATIENCE)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -220,6 +225,18 @@ class Run:
             yield
         finally:
             lock.release()
+
+    def is_live(self) -> bool:
+        """Whether a process trains in the folder now, on this machine or one that shares it."""
+        if not self.lock.is_file():
+            return False
+        try:
+            with FileLock(self.lock, blocking=False):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # somebody else's, where nothing may be locked
+            return False
 
     def start(self, cfg: DictConfig) -> None:
         """Write down the config with what auto chose, and log to log.txt."""

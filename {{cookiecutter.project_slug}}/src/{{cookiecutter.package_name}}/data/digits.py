@@ -20,6 +20,9 @@ class DigitsDataModule(L.LightningDataModule):
         val_size: fraction of the samples for validation.
         test_size: fraction of the samples for testing.
         split_seed: which samples these are; apart from `seed`, so that seeds can be compared.
+        num_folds: for cross-validation, into how many parts all but the test samples are split;
+            `val_size` has no meaning then.
+        fold: which of these parts is for validation, from 0.
         augment: move each training image by up to one pixel in each direction.
         seed: of the order of the training samples.
         on_device: keep all of it in the memory of the device that trains.
@@ -36,6 +39,8 @@ class DigitsDataModule(L.LightningDataModule):
         val_size: float = 0.15,
         test_size: float = 0.2,
         split_seed: int = 42,
+        num_folds: int | None = None,
+        fold: int = 0,
         augment: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -50,10 +55,16 @@ class DigitsDataModule(L.LightningDataModule):
             raise UserError(
                 "data.val_size and data.test_size must be fractions that leave some to train on."
             )
+        if num_folds is not None and not (num_folds >= 2 and 0 <= fold < num_folds):
+            raise UserError(
+                f"data.num_folds={num_folds} with data.fold={fold} is no fold: they count from 0."
+            )
         self.batch_size = batch_size
         self.val_size = val_size
         self.test_size = test_size
         self.split_seed = split_seed
+        self.num_folds = num_folds
+        self.fold = fold
         self.augment = augment
         self.seed = seed
         self.num_workers = num_workers
@@ -76,12 +87,7 @@ class DigitsDataModule(L.LightningDataModule):
             stratify=digits,
             random_state=self.split_seed,
         )
-        train, val = train_test_split(
-            rest,
-            test_size=self.val_size / (1 - self.test_size),
-            stratify=digits[rest],
-            random_state=self.split_seed,
-        )
+        train, val = self._train_and_val(rest, digits[rest])
         if self.batch_size > len(train):
             raise UserError(
                 f"data.batch_size={self.batch_size} is more than the {len(train)} training samples."
@@ -91,6 +97,19 @@ class DigitsDataModule(L.LightningDataModule):
         targets = torch.from_numpy(digits.astype("int64"))
         for split, indices in (("train", train), ("val", val), ("test", test)):
             self.splits[split] = TensorBatches(inputs[indices], targets[indices])
+
+    def _train_and_val(self, rest: list[int], digits: Any) -> tuple[list[int], list[int]]:
+        """Split what is not for testing: by `val_size`, or into the others and the fold."""
+        from sklearn.model_selection import StratifiedKFold, train_test_split
+
+        if self.num_folds is None:
+            size = self.val_size / (1 - self.test_size)
+            return train_test_split(
+                rest, test_size=size, stratify=digits, random_state=self.split_seed
+            )
+        folds = StratifiedKFold(self.num_folds, shuffle=True, random_state=self.split_seed)
+        train, val = list(folds.split(rest, digits))[self.fold]
+        return [rest[i] for i in train], [rest[i] for i in val]
 
     def train_dataloader(self) -> DataLoader[Any]:
         order = ReplayableSampler(self.splits["train"], self.seed)
