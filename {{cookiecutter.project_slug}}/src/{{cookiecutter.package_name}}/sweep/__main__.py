@@ -34,35 +34,34 @@ from .workers import compute
 log = logging.getLogger(__name__)
 
 
-def sweep(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> bool:
-    """Compute the runs of a sweep, or those that are left of it, and leave their table.
+def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> Any:
+    """The runs of a sweep, which is a Listed or a Study; nothing is started.
 
     Args:
         cfg: configs/sweep.yaml, composed with what is the same for all runs.
         name: of its folder; what `sweep=` chose.
         command: what is the same for all runs, as it was typed.
         swept: `model.width=128,256` and the like.
-
-    Returns:
-        Whether all of its runs have been done, by this process or by others.
     """
     chosen = cfg.sweep
     if chosen.num_workers < 1:
         raise UserError(f"sweep.num_workers={chosen.num_workers} is too small: use 1 or more.")
     space = read_space(chosen.space, swept, command.fixed)
-    runs: Any
     if chosen.method in METHODS:
-        runs = Listed(cfg, name, command, space)
-    elif chosen.method == "optuna":
-        from .study import Study
-
-        runs = Study(cfg, name, command, space)
-    else:
+        return Listed(cfg, name, command, space)
+    if chosen.method != "optuna":
         raise UserError(f"sweep.method={chosen.method} is none of {', '.join(METHODS)}, optuna.")
+    from .study import Study
+
+    return Study(cfg, name, command, space)
+
+
+def sweep(runs: Any, num_workers: int) -> bool:
+    """Compute the runs, or those that are left, and leave their table; whether none has failed."""
     log.info(f"{runs.title}; writing to {runs.folder}")
     with Stop() as stop:
         stop.deferred = True  # until the runs have been saved
-        compute(runs, cfg.sweep.num_workers, stop)
+        compute(runs, num_workers, stop)
         rows = runs.rows()
         write(runs, rows)
         show(runs, rows)
@@ -100,7 +99,7 @@ def main() -> None:
             fixed=tuple(override for override in overrides if not override.startswith(ours)),
         )
         name = str(HydraConfig.get().runtime.choices["sweep"])
-        if not sweep(cfg, Path(name).name, command, swept):
+        if not sweep(plan(cfg, Path(name).name, command, swept), cfg.sweep.num_workers):
             sys.exit(1)
 
     cli.run(program, "sweep")
