@@ -102,6 +102,11 @@ class Job:
             )
             return self.process.wait()
 
+    def release(self) -> None:
+        """Others may see to it."""
+        assert self.claim is not None
+        self.claim.release()
+
     def stop(self, number: int) -> None:
         """Let its process save and end, with the signal that the sweep has got."""
         if self.process is None or self.process.poll() is not None or self.is_told:

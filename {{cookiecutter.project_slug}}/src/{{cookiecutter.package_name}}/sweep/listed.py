@@ -59,8 +59,7 @@ class Listed:
             for number, (point, composed, run) in enumerate(runs, 1)
         ]
         self.left = list(self.jobs)
-        self.num_runs = len(self.jobs)
-        self.title = f"{self.num_runs} runs"
+        self.title = f"{len(self.jobs)} runs"
 
     def next(self) -> Job | None:
         with self.mutex:
@@ -71,7 +70,7 @@ class Listed:
         return None
 
     def done(self, job: Job) -> None:
-        """Nothing: the run's folder says it."""
+        job.release()  # the run's folder says the rest
 
     def rows(self) -> list[Row]:
         return [Row.of(job) for job in self.jobs]

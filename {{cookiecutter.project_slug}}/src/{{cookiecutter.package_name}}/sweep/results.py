@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from ..run import write_json
@@ -83,9 +84,10 @@ def write(results: Results, rows: Sequence[Row]) -> None:
         said["means"] = [asdict(mean) for mean in means_of(results, rows)]
     elif finished:
         said["best"] = asdict(finished[0])
-    write_json(results.folder / "sweep.json", said)
-    if finished:
-        _draw(results, rows, finished)
+    with FileLock(results.folder / "results.lock"):  # another worker may be at its end, too
+        write_json(results.folder / "sweep.json", said)
+        if finished:
+            _draw(results, rows, finished)
 
 
 def _draw(results: Results, rows: Sequence[Row], finished: Sequence[Row]) -> None:

@@ -154,7 +154,13 @@ class Study:
         )
 
     def done(self, job: Job) -> None:
-        number, state = job.number - 1, job.state
+        # Together, or another worker would take over a trial that it believes to be running.
+        with self.mutex, self._alone():
+            self._tell(job.number - 1, job)
+            job.release()
+
+    def _tell(self, number: int, job: Job) -> None:
+        state = job.state
         if state == "finished":
             value = job.metrics.get(f"best {self.cfg.monitor}", math.nan)
             if math.isfinite(value):

@@ -16,13 +16,11 @@ log = logging.getLogger(__name__)
 class Sweep(Protocol):
     """What gives the jobs, and remembers what became of them. Several processes may share it."""
 
-    num_runs: int
-
     def next(self) -> Job | None:
         """One that no other worker sees to, claimed; None when there is nothing to do."""
 
     def done(self, job: Job) -> None:
-        """It has been computed, as far as it was."""
+        """It has been computed, as far as it was; the claim is given back."""
 
 
 def compute(sweep: Sweep, num_workers: int, stop: Stop) -> None:
@@ -32,15 +30,13 @@ def compute(sweep: Sweep, num_workers: int, stop: Stop) -> None:
     def work(environment: dict[str, str]) -> None:
         while stop.signal is None and (job := sweep.next()) is not None:
             running.append(job)
-            name = f"{job.number} of {sweep.num_runs}, {describe(job.point)}"
+            name = f"run {job.number}, {describe(job.point)}"
             if job.state != "finished":
                 log.info(f"{name}: what it prints goes to {job.output}")
             job.compute(stop, environment)
             running.remove(job)
             sweep.done(job)
             log.info(f"{name}: {job.state}{job.why and f', {job.why}'}")
-            assert job.claim is not None
-            job.claim.release()
 
     with ThreadPoolExecutor(num_workers) as pool:
         workers = [pool.submit(work, environment) for environment in environments(num_workers)]
