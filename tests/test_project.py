@@ -98,7 +98,7 @@ def test_every_command_in_the_readme_works(project: Path, tmp_path: Path) -> Non
 
     Image.new("L", (30, 30)).save(tmp_path / "digit.png")
     found = commands((project / "README.md").read_text(encoding="utf-8"), "Commands")
-    assert len(found) == 7
+    assert len(found) == 8
     for command in found:
         short = SHORT if command[1].endswith(".train") else ()
         done = run(sys.executable, *command, *short, cwd=tmp_path)

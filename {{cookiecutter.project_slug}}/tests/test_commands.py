@@ -126,7 +126,9 @@ def test_evaluate_and_predict_say_what_is_missing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "rehearse", "benchmark", "sweep"])
+@pytest.mark.parametrize(
+    "module", ["train", "evaluate", "predict", "rehearse", "benchmark", "sweep"]
+)
 def test_help_lists_the_settings(tmp_path: Path, module: str) -> None:
     done = command(module, "--help", cwd=tmp_path)
     assert done.returncode == 0
