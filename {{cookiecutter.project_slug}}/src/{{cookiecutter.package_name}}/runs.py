@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from .run import Run
+from .storage import SEAL
 
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
@@ -112,7 +113,9 @@ def _what_is_cut_off(run: Run, state: str) -> str:
 
 
 def _has_its_end(checkpoint: Path) -> bool:
-    return checkpoint.is_dir() or zipfile.is_zipfile(checkpoint)
+    if checkpoint.is_dir():  # in parts, of several processes
+        return (checkpoint / SEAL).is_file()
+    return zipfile.is_zipfile(checkpoint)
 
 
 def listings(runs_dir: Path) -> list[Listing]:
