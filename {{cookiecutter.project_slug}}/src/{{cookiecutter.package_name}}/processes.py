@@ -1,6 +1,6 @@
 """The processes of one run, one for each device: torchrun starts them, and ends them all with one.
 
-    torchrun --nproc-per-node 2 -m <package>.train experiment=convnet
+    torchrun --nproc-per-node 2 -m <package>.train experiment=NAME
 
 Plain `train` starts torchrun by itself where there are several devices. Nothing at the top of this
 file imports torch, since a run on one device needs none of it.
