@@ -4,14 +4,18 @@ Lightning calls every hook of every callback, the task and the datamodule, most 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
 
 def written(hook: str, *owners: Any) -> bool:
@@ -30,6 +34,11 @@ class Hooks:
         self.takes_index = is_param_in_hook_signature(
             self.task.training_step, "batch_idx", min_args=2
         )
+        precision = trainer.precision_plugin
+        lower = type(precision) is not Precision
+        self.context: Any = precision.train_step_context if lower else nullcontext
+        zero_grad = getattr(trainer.optimizers[0].zero_grad, "__func__", None)
+        self.zeroes = written("optimizer_zero_grad", self.task) or zero_grad is not ZERO_GRAD
         self.intervals = {config.interval for config in trainer.lr_scheduler_configs}
         self.found: dict[str, list[Callable[..., Any]]] = {}
 

@@ -123,9 +123,10 @@ class LeanOptimization(_AutomaticOptimization):
         return outputs
 
     def _forward(self, kwargs: Any, outputs: dict[str, Any]) -> Any:
+        assert self.hooks is not None
         task = self.trainer.lightning_module
         task._current_fx_name = "training_step"  # for self.log
-        with self.trainer.precision_plugin.train_step_context():
+        with self.hooks.context():
             loss: Any = task.training_step(*kwargs.values())
         task._current_fx_name = None
         extra: dict[str, Any] = {}
@@ -142,8 +143,13 @@ class LeanOptimization(_AutomaticOptimization):
         progress.increment_ready()
         self.hooks.call("on_before_zero_grad", optimizer)
         progress.increment_started()
-        task = self.trainer.lightning_module
-        task.optimizer_zero_grad(self.trainer.current_epoch, batch_idx, optimizer)
+        if self.hooks.zeroes:
+            task = self.trainer.lightning_module
+            task.optimizer_zero_grad(self.trainer.current_epoch, batch_idx, optimizer)
+        else:  # as PyTorch's own does, which tells it to a profiler, too
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad = None
         progress.increment_completed()
 
     def _backward(self, loss: torch.Tensor | None, optimizer: Any) -> None:
