@@ -281,6 +281,7 @@ class EpochLoop(LeanLoop):
         self.trainer.save_checkpoint(path, weights_only=False)
         if self.trainer.is_global_zero:
             self.saved_run.prune()
+            self.saved_run.push()
         self.saved_at, self.saved_step = time.monotonic(), self.trainer.global_step
         self.seconds_to_save = self.saved_at - started
 

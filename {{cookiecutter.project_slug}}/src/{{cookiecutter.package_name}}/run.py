@@ -13,14 +13,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import UserError
-from .processes import CHOSEN, agreed, remembered
-from .storage import SEAL, remove, write_whole
+from .processes import CHOSEN, agreed, launched, remembered
+from .storage import SEAL, is_url, on_this_machine, remove, write_whole
+
+if TYPE_CHECKING:  # what it needs takes long to load
+    from .mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +93,11 @@ def start_of(cfg: DictConfig, key: str) -> Path | None:
         raise UserError(
             f"{key}=latest would be this run itself the next time: name a folder or file."
         )
-    if (
-        key == "ckpt_path" and Path(where).is_dir() and not (Path(where) / SEAL).is_file()
-    ):  # whose newest is another one later
+    if is_url(where):
+        folder = not where.endswith(".ckpt")
+    else:
+        folder = Path(where).is_dir() and not (Path(where) / SEAL).is_file()
+    if key == "ckpt_path" and folder:  # whose newest is another one later
         raise UserError(f"ckpt_path={where} is a folder: name one of the step_*.ckpt files in it.")
     return Run.find(str(where), cfg.runs_dir)[1]
 
@@ -103,10 +108,14 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 class Run:
-    """One folder, `<runs_dir>/<name>-<identity>`, and what stands in it."""
+    """One folder, `<runs_dir>/<name>-<identity>`, and what stands in it.
 
-    def __init__(self, folder: Path) -> None:
+    Where `runs_dir` is a URL, the folder is in `runs`, and its `mirror` is there.
+    """
+
+    def __init__(self, folder: Path, mirror: "Mirror | None" = None) -> None:
         self.folder = folder
+        self.mirror = mirror
         self.config = folder / "config.yaml"
         self.metrics = folder / "metrics.json"  # written last: a run that has it is finished
         self.pruned = folder / "pruned.json"  # that a sweep has stopped it, and why
@@ -133,7 +142,10 @@ class Run:
 
     def prune(self) -> None:
         """Keep the two newest checkpoints: should the newest turn out broken, there is one more."""
+        sending = self.mirror and self.mirror.sending
         for old in self.checkpoints()[2:]:
+            if sending == old.relative_to(self.folder).as_posix():
+                continue  # the next time, then
             with contextlib.suppress(OSError):  # somebody has it open: the next time, then
                 remove(old)
 
@@ -143,27 +155,35 @@ class Run:
         name = str(cfg.name or cfg.model._target_.rpartition(".")[2].lower())
         if Path(name).name != name:
             raise UserError(f"name={name} is not the name of one folder.")
-        folder = Path(cfg.runs_dir) / f"{name}-{identity(cfg)}"
-        chosen = agreed("folder", lambda: _new(folder) if cfg.resume == "never" else folder)
+        folder = on_this_machine(cfg.runs_dir) / f"{name}-{identity(cfg)}"
+        chosen = agreed("folder", lambda: _new(folder, cfg) if cfg.resume == "never" else folder)
         if chosen is None or not chosen.name.startswith(folder.name):
             raise UserError(
                 f"This process would train {folder}, and the first one {chosen}: give every host"
                 " the same code and the same command."
             )
-        return cls(chosen)
+        if not is_url(cfg.runs_dir):
+            return cls(chosen)
+        from .mirror import Mirror
+
+        return cls(chosen, Mirror(chosen, f"{cfg.runs_dir.rstrip('/')}/{chosen.name}"))
 
     @classmethod
     def find(cls, where: str, runs_dir: str) -> tuple["Run", Path]:
         """The run and the checkpoint that `run=` names.
 
         Args:
-            where: a run's folder (its best checkpoint), a checkpoint, or `latest`.
+            where: a run's folder (its best checkpoint), a checkpoint, their URL, or `latest`.
 
         Raises:
             UserError: nothing is there.
         """
         path = Path(where)
-        if where == "latest":
+        if is_url(where) or (where == "latest" and is_url(runs_dir)):
+            from .mirror import bring
+
+            path = bring(where, runs_dir)
+        elif where == "latest":
             used = Path(runs_dir).glob("*/checkpoints/*.ckpt")
             path = max(used, key=lambda file: file.stat().st_mtime, default=path).parent.parent
             if not path.name:
@@ -178,8 +198,37 @@ class Run:
             if checkpoint.exists():
                 return run, checkpoint
         raise UserError(
-            f"There is no checkpoint in {path}: say run=FOLDER, run=FILE.ckpt or run=latest."
+            f"There is no checkpoint in {where}: say run=FOLDER, run=FILE.ckpt or run=latest."
         )
+
+    def fetch(self, *, steps: bool = True) -> None:
+        """Go on where another machine has left the run, if `runs_dir` is a URL."""
+        if self.mirror is not None:
+            self.mirror.fetch(steps=steps)
+
+    def share(self, what: str, *, in_parts: bool = False) -> None:
+        """Let hosts that do not see the first one's disk have what it has, by way of the copy.
+
+        Args:
+            what: known to all processes; each once.
+            in_parts: a checkpoint is written by all processes.
+        """
+        if self.mirror is None or (launched() or (1, 1))[1] == 1:
+            return
+        seen = agreed(f"shared {what}", self.mirror.share)
+        if seen is None or seen.exists():
+            return
+        if in_parts:
+            raise UserError(
+                "Each host writes a part of a checkpoint with trainer=fsdp: start torchrun where"
+                " every host sees the folder `runs`."
+            )
+        self.mirror.fetch(to_the_last_file=True)
+
+    def push(self) -> None:
+        """Have it copied there."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def results(self, cfg: DictConfig) -> dict[str, float] | None:
         """The metrics of the finished run, or None where there is still something to train.
@@ -222,7 +271,12 @@ class Run:
         try:
             for part in list(self.folder.rglob("*.part")):  # of a write that was killed
                 remove(part)
-            yield
+            if self.mirror is None:
+                yield
+            else:
+                with self.mirror.live():
+                    yield
+                self.prune()  # what could not be while it was copied
         finally:
             lock.release()
 
@@ -261,12 +315,18 @@ class Run:
             raise UserError(f"{self.metrics} cannot be written: {error.strerror}.") from error
 
 
-def _new(folder: Path) -> Path:
+def _new(folder: Path, cfg: DictConfig) -> Path:
     """The first of `folder`, `folder`-2, -3, ... that is not there."""
     if CHOSEN in os.environ:  # by the process that has started torchrun
         return Path(os.environ[CHOSEN])
+    taken: set[str] = set()
+    if is_url(cfg.runs_dir):
+        from .remote import Folder
+
+        taken = Folder(cfg.runs_dir).folders()
     copies = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
-    free = (copy for copy in itertools.chain([folder], copies) if not copy.exists())
+    both = itertools.chain([folder], copies)
+    free = (copy for copy in both if not copy.exists() and copy.name not in taken)
     return remembered("new folder", lambda: next(free))
 
 

@@ -14,6 +14,16 @@ from typing import Any
 SEAL = "checksums.json"  # in a checkpoint that is a folder, which several processes have written
 
 
+def is_url(place: str) -> bool:
+    """Whether it is elsewhere, as remote.py understands it: s3://bucket/prefix."""
+    return "://" in place
+
+
+def on_this_machine(runs_dir: str) -> Path:
+    """Where the runs of `runs_dir` are trained."""
+    return Path("runs" if is_url(runs_dir) else runs_dir)
+
+
 def write_whole(path: Path, write: Callable[[Any], None]) -> None:
     """Call `write` with a binary file; afterwards `path` is that file, even if the power goes.
 

@@ -41,10 +41,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     first = processes.first()
     logging.disable(logging.NOTSET if first else logging.WARNING)  # of several, one speaks
     run = Run.of(cfg)
+    run.fetch(steps=False)
     finished = processes.agreed("finished", lambda: run.metrics if run.results(cfg) else None)
     if finished is not None:
+        if first and run.mirror is not None:
+            run.mirror.finish()
         log.info(f"{run.folder} is finished; resume=never trains it again in a new folder.")
         return run.results(cfg) or {}
+    run.fetch()
     if cfg.resume == "must" and not run.checkpoints():
         raise UserError(f"There is nothing to go on from in {run.folder}: leave resume=must out.")
 
@@ -76,6 +80,7 @@ def _train(
 
     from .checkpoint import load_weights, refuse_to_go_on
 
+    run.share("checkpoints", in_parts=cfg.trainer.strategy == "fsdp")
     built = build(cfg, choice, run, stop, first)
     trainer, task, datamodule, last = built.trainer, built.task, built.datamodule, built.last
     loop = trainer.fit_loop.epoch_loop
@@ -104,6 +109,7 @@ def _train(
     keeper = trainer.checkpoint_callback
     if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
         metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
+    run.share("best weights")
     best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
     seed_everything(cfg.seed, workers=True, verbose=False)  # wherever the training went on from
     with device.exact_float32(), torch.compiler.set_stance("force_eager"):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ..run import write_json
 from ..runs import columns
+from ..storage import on_this_machine
 from .job import Job
 from .means import Mean, means
 
@@ -52,7 +53,7 @@ class Results(Protocol):
 def folder_of(cfg: DictConfig, name: str, deciding: Any) -> Path:
     """The same for the same sweep, so that the same command finds it again."""
     digest = hashlib.sha256(json.dumps([deciding, cfg.monitor, cfg.mode], sort_keys=True).encode())
-    return Path(cfg.runs_dir) / "sweeps" / f"{name}-{digest.hexdigest()[:8]}"
+    return on_this_machine(cfg.runs_dir) / "sweeps" / f"{name}-{digest.hexdigest()[:8]}"
 
 
 def describe(point: Mapping[str, str]) -> str:
