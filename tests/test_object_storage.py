@@ -105,6 +105,11 @@ class Machine:
                 time.sleep(0.01)
             return process.wait()
 
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        line = [str(word) for word in (self.python, *words)]
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(line, cwd=self.folder, env={**os.environ, **self.env}, **out)
+
     def result(self) -> tuple[str, str, dict[str, float]]:
         """The weights, what was logged, and the metrics of the one run here."""
         weights = "import sys, torch; s = torch.load(sys.argv[1])['state_dict']; print([(k, v.tolist()) for k, v in sorted(s.items())])"
@@ -189,3 +194,49 @@ def test_keys_that_allow_nothing_are_one_sentence(machine, server) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "may not be used" in done.stderr
+
+
+def on_two_hosts(hosts: list[Machine], *overrides: str) -> tuple[list[int], str]:
+    """The exit statuses of one run on machines that see nothing of each other's disks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        host.start(
+            *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+            *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=run"),
+            *(f"--rdzv-conf=is_host={int(number == 0)}", "--local-addr=127.0.0.1"),
+            *("-m", f"{PACKAGE}.train", *SMALL, *overrides),
+        )
+        for number, host in enumerate(hosts)
+    ]
+    said = "".join(process.communicate(timeout=600)[0] for process in running)
+    return [process.returncode for process in running], said
+
+
+def test_two_hosts_without_a_common_disk_go_on_by_way_of_the_copy(
+    python: Path, project: Path, tmp_path: Path
+) -> None:
+    url = f"runs_dir={(tmp_path / 'far').as_uri()}"
+    stop = ("trainer.max_epochs=2", "scheduler=constant")
+    longer = ("trainer.max_epochs=3", "scheduler=constant")
+
+    def pair(name: str) -> list[Machine]:
+        return [Machine(python, project, "", tmp_path / f"{name}{n}") for n in (1, 2)]
+
+    statuses, said = on_two_hosts(whole := pair("whole"), "runs_dir=runs", *longer)
+    assert statuses == [0, 0], said
+    first = pair("first")
+    statuses, said = on_two_hosts(first, url, *stop)
+    assert statuses == [0, 0], said
+    # Another two go on from the copy, of which one has been there before.
+    new = [pair("new")[0], first[0]]
+    statuses, said = on_two_hosts(new, url, *longer)
+    assert statuses == [0, 0], said
+    assert "step_000000036.ckpt" in said.partition("Going on from")[2].splitlines()[0], said
+    assert new[0].result()[0] == whole[0].result()[0]
+    best = [next(host.folder.glob("runs/*/checkpoints/best.ckpt")) for host in new]
+    assert best[0].read_bytes() == best[1].read_bytes()  # each has tested with it
+    statuses, said = on_two_hosts(pair("parts"), url, "trainer=fsdp")
+    assert any(statuses)
+    assert "start torchrun where every host sees the folder" in said

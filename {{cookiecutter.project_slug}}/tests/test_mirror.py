@@ -21,6 +21,7 @@ from {{ cookiecutter.package_name }}.evaluate import evaluate
 from {{ cookiecutter.package_name }}.mirror import Mirror
 from {{ cookiecutter.package_name }}.remote import Folder
 from {{ cookiecutter.package_name }}.run import Run
+from {{ cookiecutter.package_name }}.storage import SEAL
 from {{ cookiecutter.package_name }}.train import train
 
 one_kind = pytest.mark.parametrize("far", ["memory"], indirect=True)  # it differs in nothing here
@@ -276,45 +277,34 @@ def test_a_machine_that_is_gone_is_waited_for_and_one_that_slept_gives_way(
             gone.push()
 
 
-@one_kind
-def test_of_several_machines_all_go_on_from_what_all_can_have(
-    far: str, machine: Any, monkeypatch: pytest.MonkeyPatch, undisturbed: Result
+def test_a_checkpoint_may_be_a_folder_and_one_without_its_seal_is_none(
+    far: str, machine: Any
 ) -> None:
-    stop_at(5, monkeypatch, at(far))
-    run = Run.of(at(far))
-    assert run.mirror is not None
-    newest = run.checkpoints()[0]
-    run.mirror.there.remove(f"checkpoints/{newest.name}")  # as if it had not been copied
-    monkeypatch.setenv("SLURM_NNODES", "2")
-    run.fetch()
-    assert newest.name not in [path.name for path in run.checkpoints()]
-    assert newest.with_name(f"{newest.name}.unsent").is_file()
-    train(at(far))
-    assert result(Run.of(at(far))) == undisturbed
-    assert not [name for name in run.mirror.there.names() if name.endswith("unsent")]
+    parts = ("rank_0", "rank_1", SEAL)
 
-
-def test_a_checkpoint_may_be_a_folder(far: str, machine: Any) -> None:
-    def save(step: int) -> None:
+    def save(step: int) -> Path:
         folder = Path(f"runs/run/checkpoints/step_{step:09d}.ckpt")
         folder.mkdir(parents=True)
-        for part in ("rank_0", "rank_1", ".metadata"):
+        for part in parts:
             (folder / part).write_text(f"{part} of {step}")
+        return folder
 
     mirror = Mirror(Path("runs/run"), f"{far}/run")
     for step in (1, 2, 3):
         save(step)
         mirror.finish()
-    there = steps(mirror.there)
-    assert there == [
-        f"checkpoints/step_{step:09d}.ckpt/{part}"
-        for step in (2, 3)
-        for part in (".metadata", "rank_0", "rank_1")
-    ]
+    kept = [f"checkpoints/step_{step:09d}.ckpt/{part}" for step in (2, 3) for part in parts]
+    assert steps(mirror.there) == sorted(kept)
+    mirror.there.put("checkpoints/step_000000004.ckpt/rank_0", b"killed before the rest")
     machine("second")
-    Mirror(Path("runs/run"), f"{far}/run").fetch()
-    newest = Run(Path("runs/run")).checkpoints()[0]
-    assert (newest / ".metadata").read_text() == ".metadata of 3"
+    save(3).joinpath(SEAL).unlink()  # as if killed while it was fetched
+    second = Mirror(Path("runs/run"), f"{far}/run")
+    second.fetch()
+    for name in kept:
+        assert Path("runs/run", name).read_text() == f"{Path(name).name} of {int(name[17:26])}"
+    save(5)
+    second.finish()
+    assert {int(name[17:26]) for name in steps(second.there)} == {3, 5}
 
 
 @one_kind

@@ -199,9 +199,10 @@ def _belongs(name: str) -> bool:
 
 
 def _turn(name: str) -> tuple[int, str]:
-    """When it is copied: what a checkpoint counts on, the checkpoint, its seal, that all is done."""
-    last = 3 if name == FINISHED else 2 if name.endswith(f"/{SEAL}") else 1
-    return last if last > 1 or name.startswith(STEP) else 0, name
+    """When it is copied: what a checkpoint counts on, the checkpoint, its seal; all is done."""
+    if name == FINISHED:
+        return 3, name
+    return (1 + name.endswith(f"/{SEAL}") if name.startswith(STEP) else 0), name
 
 
 def _checkpoint(name: str) -> str:
