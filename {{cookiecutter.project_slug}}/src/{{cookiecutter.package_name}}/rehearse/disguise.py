@@ -174,6 +174,7 @@ def disguised(stage: Stage, event: Callable[[str, str], None]) -> Iterator[None]
         ("torch.autocast.__exit__", leave_autocast),
         ("torch.Generator", Generator),
         ("torch.optim.optimizer._foreach_supported_types", [Tensor, nn.Parameter, StandIn]),
+        ("torch.optim.optimizer._group_tensors_by_device_and_dtype", _grouped),
     ]
     with contextlib.ExitStack() as stack:
         for name, answer in answers:
@@ -183,3 +184,18 @@ def disguised(stage: Stage, event: Callable[[str, str], None]) -> Iterator[None]
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
+
+
+def _grouped(lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
+    """What an optimizer takes at once. PyTorch's own looks at the real device, which here is none.
+
+    Args:
+        lists: the weights, and what belongs to each: gradients and states, or an empty list.
+    """
+    indices: dict[Any, list[int]] = {}
+    for index, weight in enumerate(lists[0]):
+        indices.setdefault((home(weight), weight.dtype), []).append(index)
+    return {
+        key: ([[of[i] for i in chosen] if of else [] for of in lists], chosen)
+        for key, chosen in indices.items()
+    }
