@@ -1,11 +1,13 @@
 """The commands as they are typed, in processes of their own."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK
@@ -28,36 +30,69 @@ def command(module: str, *args: str, cwd: Path, **env: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["data.batchsize=3"], "did you mean data.batch_size"),
-        (["modle=x"], "did you mean"),
-        (["trainer=defualt"], "did you mean default"),
-        (["data.batch_size=many"], "not 'many'"),
-        (["trainer.fast_dev_run=3"], "takes a value like False, not 3"),
-        (["resume=Never"], "none of auto, never, must"),
-        (["mode=maxx"], "none of min, max"),
-        (["seed=-1"], "seed=-1 is not"),
-        (["trainer.max_epochs=0"], "trainer.max_epochs=0 is not 1 or more"),
-        (["trainer.max_steps=0"], "would train nothing"),
-        (["data._target_=nope.Foo"], "cannot be imported"),
-        (["name=a/b"], "not the name of one folder"),
-        (["name=a=b"], "quote it"),
-        (["trainer.accelerator=abacus"], "none of auto, cpu"),
-        (["trainer.precision=31"], "none of auto, 32-true"),
-        (["+model.colour=red"], "colour"),
-        (["optimizer.lr=-1"], "Invalid learning rate"),
-        (["data.batch_size=0"], "data.batch_size=0"),
-    ],
-)
+MISTAKES = [
+    (["data.batchsize=3"], "did you mean data.batch_size"),
+    (["modle=x"], "did you mean"),
+    (["trainer=defualt"], "did you mean default"),
+    (["data.batch_size=many"], "not 'many'"),
+    (["trainer.fast_dev_run=3"], "takes a value like False, not 3"),
+    (["resume=Never"], "none of auto, never, must"),
+    (["mode=maxx"], "none of min, max"),
+    (["seed=-1"], "seed=-1 is not"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0 is not 1 or more"),
+    (["trainer.max_steps=0"], "would train nothing"),
+    (["data._target_=nope.Foo"], "cannot be imported"),
+    (["name=a/b"], "not the name of one folder"),
+    (["name=a=b"], "quote it"),
+    (["trainer.accelerator=abacus"], "none of auto, cpu"),
+    (["trainer.precision=31"], "none of auto, 32-true"),
+    (["+model.colour=red"], "colour"),
+    (["optimizer.lr=-1"], "Invalid learning rate"),
+    (["data.batch_size=0"], "data.batch_size=0"),
+]
+# Given one after the other in one process: to import PyTorch takes longer than to find a mistake.
+GIVE_ALL = """
+import contextlib, importlib, io, json, sys
+
+main, told = importlib.import_module(sys.argv[1]).main, []
+for words in json.loads(sys.argv[2]):
+    sys.argv, stderr, status = ["train", *words], io.StringIO(), 0
+    with contextlib.redirect_stderr(stderr):
+        try:
+            main()
+        except SystemExit as end:  # as Python does at its end
+            status = end.code if isinstance(end.code, int) else 1
+            print(end.code, file=sys.stderr)
+    told.append([status, stderr.getvalue()])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """By what is said: the exit status and stderr."""
+    words = [f"{package.__name__}.train", json.dumps([args for args, _ in MISTAKES])]
+    done = subprocess.run(
+        [sys.executable, "-c", GIVE_ALL, *words],
+        cwd=tmp_path_factory.mktemp("mistakes"),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=True,
+    )
+    answers = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip([says for _, says in MISTAKES], answers, strict=True))
+
+
+@pytest.mark.parametrize(("args", "says"), MISTAKES)
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(
-    tmp_path: Path, args: list[str], says: str
+    told: dict[str, list[Any]], args: list[str], says: str
 ) -> None:
-    done = command("train", *args, cwd=tmp_path)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    status, stderr = told[says]
+    assert status == 1
+    assert says in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
