@@ -215,14 +215,14 @@ class Run:
         """
         if self.mirror is None or (launched() or (1, 1))[1] == 1:
             return
+        if in_parts:  # in every process, or the others would wait for this one
+            raise UserError(
+                "Each host writes a part of a checkpoint with trainer=fsdp: on several hosts take a"
+                " runs_dir that is a folder which all of them see, or trainer=ddp."
+            )
         seen = agreed(f"shared {what}", self.mirror.share)
         if seen is None or seen.exists():
             return
-        if in_parts:
-            raise UserError(
-                "Each host writes a part of a checkpoint with trainer=fsdp: start torchrun where"
-                " every host sees the folder `runs`."
-            )
         self.mirror.fetch(to_the_last_file=True)
 
     def push(self) -> None:
