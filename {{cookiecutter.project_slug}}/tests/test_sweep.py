@@ -333,6 +333,14 @@ def test_each_worker_gets_a_gpu_of_its_own(
     assert visible == given
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_of_a_sweep_under_srun_is_one_process(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert all("SLURM_STEP_NUM_TASKS" not in given for given in environments(workers))
+
+
 def test_the_interval_is_students() -> None:
     for freedom in (*range(1, 12), 40, 99):
         assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom))

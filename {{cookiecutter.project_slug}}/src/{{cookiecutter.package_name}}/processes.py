@@ -84,8 +84,10 @@ def join(strategy: Any) -> None:
     if alone or dist.is_initialized():
         return
     size = int(os.environ["WORLD_SIZE"])
-    there = _store().add("there", 1)
+    there, started = _store().add("there", 1), time.monotonic()
     while there < size:  # here, where a signal is handled, and not in PyTorch
+        if time.monotonic() - started > strategy._timeout.total_seconds():
+            raise UserError("A process of this run has not come: look at what its host says.")
         time.sleep(0.05)
         there = _store().add("there", 0)
     on_gpu = strategy.root_device.type != "cpu"

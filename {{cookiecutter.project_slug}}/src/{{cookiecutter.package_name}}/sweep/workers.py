@@ -51,12 +51,14 @@ def compute(sweep: Sweep, num_workers: int, stop: Stop) -> None:
 
 def environments(num_workers: int) -> list[dict[str, str]]:
     """The variables of each worker's processes. A single one has the machine as it is."""
+    # srun may have started several sweeps on one list, and each of their runs is one process.
+    here = {key: value for key, value in os.environ.items() if key != "SLURM_STEP_NUM_TASKS"}
     if num_workers == 1:
-        return [dict(os.environ)]
+        return [here]
     gpus = visible_gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # More threads than cores would wait for each other.
-    shared = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // num_workers)), **os.environ}
+    shared = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // num_workers)), **here}
     own = [
         {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(num_workers)
     ]
