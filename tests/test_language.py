@@ -39,6 +39,8 @@ def test_every_command_in_the_readme_works(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts" / "story.md").write_text("Once upon a time.\n" * 4000)
     found = commands((texts / "README.md").read_text(encoding="utf-8"), "Commands")
+    # Those of a bucket are run in test_object_storage.py.
+    found = [command for command in found if "s3://" not in " ".join(command)]
     assert len(found) == 8
     for command in found:
         short = SHORT if command[1].endswith(".train") else ()
