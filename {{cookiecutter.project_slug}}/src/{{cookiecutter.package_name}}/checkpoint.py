@@ -183,7 +183,7 @@ def rebuild(path: Path, cfg: DictConfig, folder: Path) -> tuple[Trainer, Lightni
     settled = device.settle(cfg, choice)
     log.info(f"{device.line(choice, settled)}; from {path}")
     torch.set_float32_matmul_precision(choice.matmul_precision)
-    callbacks = list(instantiate(settled.callbacks).values())
+    callbacks = list(instantiate(settled.get("callbacks") or {}).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks)
     return trainer, _task(path, checkpoint, trained), instantiate(settled.data)
 

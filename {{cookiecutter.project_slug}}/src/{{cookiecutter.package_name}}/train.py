@@ -154,14 +154,14 @@ def build(
     task.hparams.clear()  # a module among its own would make the checkpoint unreadable
     task.save_hyperparameters(plain_config(cfg))
     num_parameters = sum(p.numel() for p in task.parameters())
-    callbacks = list(instantiate(settled.callbacks).values())
+    callbacks = list(instantiate(settled.get("callbacks") or {}).values())
     settled.compile = choice.compiles(num_parameters)
     if settled.compile:
         compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
         callbacks.append(FirstStep())
     if first:
         run.start(settled)  # before the loggers, which write to the folder
-    loggers = list(instantiate(settled.logger).values())
+    loggers = list(instantiate(settled.get("logger") or {}).values())
     trainer: Trainer = instantiate(settled.trainer, callbacks=callbacks, logger=loggers)
     # Before a checkpoint is loaded, which Lightning does first: 64-true would be cut to float32.
     trainer.precision_plugin.convert_module(task)
