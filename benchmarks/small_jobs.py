@@ -345,7 +345,8 @@ def main() -> None:
     asked = parser.parse_intermixed_args()
     PACKAGE = asked.package
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
+    for talks in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(talks).setLevel(logging.ERROR)
     importlib.import_module(f"{PACKAGE}.data.digits").DigitsDataModule.setup = setup
     choice = chosen(asked.overrides)
     ways: dict[str, Callable[[], tuple[float, float]]] = {

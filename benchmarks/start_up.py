@@ -77,7 +77,7 @@ def bare(package: str) -> None:
     trainer.fit(Task(), DataLoader(data, 32, shuffle=True))
 
 
-def commands(package: str, folder: str) -> dict[str, list[str]]:
+def commands(package: str) -> dict[str, list[str]]:
     train = ["-m", f"{package}.train"]
     first = f"+callbacks.first._target_={Path(__file__).stem}.FirstStep"
     return {
@@ -86,24 +86,26 @@ def commands(package: str, folder: str) -> dict[str, list[str]]:
         "--cfg job": [*train, "--cfg", "job"],
         "model=mpl": [*train, "model=mpl"],
         "optimizer.rl=1": [*train, "optimizer.rl=1"],
-        "first step, bare": [__file__, "--bare", package],
-        "first step": [*train, first, "resume=never", f"runs_dir={folder}"],
+        "first step, bare": [str(Path(__file__).resolve()), "--bare", package],
+        "first step": [*train, first],
     }
 
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Seconds, and the processor's seconds."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
     path = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *command],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:  # no run stands there yet
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", *command],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     refused = any("mpl" in word or ".rl" in word for word in command)
     if done.returncode != refused:
@@ -112,14 +114,13 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def measure(package: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    with tempfile.TemporaryDirectory() as folder:
-        ways = commands(package, folder)
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for turn in range(rounds + 1):
-            for way, command in ways.items():
-                took = timed(command)
-                if turn:
-                    found[way].append(took)
+    ways = commands(package)
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, command in ways.items():
+            took = timed(command)
+            if turn:
+                found[way].append(took)
     return found
 
 
