@@ -28,6 +28,8 @@ HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
     "on_validation_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
     "on_train_epoch_end",
 )
 
@@ -74,6 +76,12 @@ class TalkingTask(starter.Task):
         if batch_idx % 2:
             self.log("train/odd", loss)
         return {"loss": loss, "extra": loss.detach() * 2}
+
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> Any:
+        super().validation_step(batch, batch_idx)
+        self.log("val/each", batch[0].float().mean(), on_step=True, on_epoch=True)
+        if batch_idx == 0:
+            self.log("val/first", batch[0].float().max(), on_step=True)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.log("train/lr", optimizer.param_groups[0]["lr"], on_epoch=True)

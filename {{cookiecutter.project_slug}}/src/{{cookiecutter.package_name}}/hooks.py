@@ -31,9 +31,6 @@ class Hooks:
         self.moves = written("transfer_batch_to_device", self.task, data)
         owner = data if written("on_after_batch_transfer", data) else self.task
         self.after_move = owner.on_after_batch_transfer
-        self.takes_index = is_param_in_hook_signature(
-            self.task.training_step, "batch_idx", min_args=2
-        )
         precision = trainer.precision_plugin
         lower = type(precision) is not Precision
         self.context: Any = precision.train_step_context if lower else nullcontext
@@ -41,6 +38,7 @@ class Hooks:
         self.zeroes = written("optimizer_zero_grad", self.task) or zero_grad is not ZERO_GRAD
         self.intervals = {config.interval for config in trainer.lr_scheduler_configs}
         self.found: dict[str, list[Callable[..., Any]]] = {}
+        self.takes_index: dict[str, bool] = {}
 
     def call(self, hook: str, *args: Any) -> None:
         """Of each callback, then of the task."""
@@ -51,6 +49,17 @@ class Hooks:
             for function in functions:
                 function(*args)
             self.task._current_fx_name = before
+
+    def step(self, name: str, batch: Any, batch_idx: int) -> Any:
+        """The training_step or validation_step, in the precision of the run."""
+        function = getattr(self.task, name)
+        if name not in self.takes_index:
+            self.takes_index[name] = is_param_in_hook_signature(function, "batch_idx", min_args=2)
+        before, self.task._current_fx_name = self.task._current_fx_name, name
+        with self.context():
+            output = function(batch, batch_idx) if self.takes_index[name] else function(batch)
+        self.task._current_fx_name = before
+        return output
 
     def _find(self, hook: str) -> list[Callable[..., Any]]:
         callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]

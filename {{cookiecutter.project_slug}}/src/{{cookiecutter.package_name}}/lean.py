@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 
 from .hooks import Hooks, written
+from .validation import LeanValidation
 
 PRECISIONS = (Precision, HalfPrecision, MixedPrecision)
 # Of a task or datamodule that has one of these, Lightning's own loop takes care.
@@ -37,6 +38,8 @@ class LeanLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         self.hooks = Hooks(self.trainer) if self._is_usual(data_fetcher) else None
         self.automatic_optimization.hooks = self.hooks
+        if isinstance(self.val_loop, LeanValidation):
+            self.val_loop.hooks = self.hooks
 
     def _is_usual(self, data_fetcher: Any) -> bool:
         trainer: Any = self.trainer
@@ -71,7 +74,7 @@ class LeanLoop(_TrainingEpochLoop):
         if batch is not None:
             hooks.call("on_train_batch_start", batch, batch_idx)
             progress.increment_started()
-            taken: Any = {"batch": batch} | ({"batch_idx": batch_idx} if hooks.takes_index else {})
+            taken: Any = {"batch": batch}
             outputs = self.automatic_optimization.run(trainer.optimizers[0], batch_idx, taken)
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
@@ -112,7 +115,7 @@ class LeanOptimization(_AutomaticOptimization):
 
         def closure() -> torch.Tensor | None:
             with torch.enable_grad():
-                loss = self._forward(kwargs, outputs)
+                loss = self._forward(kwargs["batch"], batch_idx, outputs)
                 self._zero_grad(batch_idx, optimizer)
                 self._backward(loss, optimizer)
             return outputs.get("loss")
@@ -122,13 +125,9 @@ class LeanOptimization(_AutomaticOptimization):
         self.optim_progress.optimizer.step.increment_completed()
         return outputs
 
-    def _forward(self, kwargs: Any, outputs: dict[str, Any]) -> Any:
+    def _forward(self, batch: Any, batch_idx: int, outputs: dict[str, Any]) -> Any:
         assert self.hooks is not None
-        task = self.trainer.lightning_module
-        task._current_fx_name = "training_step"  # for self.log
-        with self.hooks.context():
-            loss: Any = task.training_step(*kwargs.values())
-        task._current_fx_name = None
+        loss: Any = self.hooks.step("training_step", batch, batch_idx)
         extra: dict[str, Any] = {}
         if not isinstance(loss, torch.Tensor):  # but a dict, or None
             result = ClosureResult.from_training_step_output(loss)

@@ -5,6 +5,7 @@ import csv
 import io
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from .storage import write_whole
 
 log = logging.getLogger(__name__)
 
+EVERY = 1.0  # seconds at least between two writes of rows
+
 
 class MetricsCSV(CSVLogger):
     """Lightning's CSVLogger, without its own folder, and without deleting what stands there."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="")
+        self.after_a_row, self.written = False, 0.0
 
     @property
     def experiment(self) -> Any:
@@ -29,9 +33,26 @@ class MetricsCSV(CSVLogger):
             self._experiment = _Rows(self.log_dir)
         return self._experiment
 
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        self.after_a_row = True
+
+    def save(self) -> None:
+        # Lightning asks for it after every row, which would take as long as a small step.
+        wait = self.after_a_row and time.monotonic() - self.written < EVERY
+        self.after_a_row = False
+        if not wait:
+            super().save()
+            self.written = time.monotonic()
+
+    def finalize(self, status: str) -> None:
+        self.after_a_row = False
+        super().finalize(status)
+
     @property
     def rows(self) -> int:
         """How many are on the disk; set to fewer, the rest is dropped, newer than a checkpoint."""
+        self.experiment.save()
         self.experiment.sync()
         return int(self.experiment.rows)
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning import Trainer
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from .agreement import Agreement
@@ -29,6 +28,7 @@ from .errors import UserError
 from .lean import LeanLoop
 from .run import Run
 from .stopping import Stop
+from .validation import LeanValidation
 
 log = logging.getLogger(__name__)
 
@@ -361,7 +361,7 @@ class EpochLoop(LeanLoop):
             log.warning(f"Saved with {was}; with {now} it goes on, but not to the same bits{hint}.")
 
 
-class ValidationLoop(_EvaluationLoop):
+class ValidationLoop(LeanValidation):
     """Lightning's, which can be stopped, and whose random numbers follow from the position."""
 
     def run(self) -> Any:
