@@ -1,11 +1,13 @@
 """The policy, row by row, with faked probes; nothing here needs the hardware."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PROBE, Compose
 
+from {{ cookiecutter.package_name }} import device
 from {{ cookiecutter.package_name }}.device import (
     Choice,
     Gpu,
@@ -142,6 +144,22 @@ def test_a_large_model_is_compiled_on_cuda(has: Probe) -> None:
 def test_elsewhere_a_model_is_compiled_when_asked_for(has: Probe) -> None:
     assert not choose(Request(), has).compiles(100_000_000)
     assert choose(Request(compile=True), has).compiles(1)
+
+
+@pytest.mark.parametrize("missing", ["triton", "gcc", "Python.h", None])
+def test_for_cuda_the_compiler_needs_one_of_c_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str | None
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(device.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(
+        device.shutil, "which", lambda name: name if name == "gcc" != missing else None
+    )
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name != missing or None)
+    if missing != "Python.h":
+        (tmp_path / "Python.h").touch()
+    assert device._has_triton([*H100.cuda]) == (missing is None)
 
 
 def test_gpu_means_the_one_that_is_there() -> None:

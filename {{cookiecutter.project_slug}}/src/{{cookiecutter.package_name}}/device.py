@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true
 MATMUL_PRECISIONS = ("auto", "highest", "high", "medium")
 SHORT_PRECISIONS = {32: "32-true", 16: "16-mixed", "bf16": "bf16-mixed", 64: "64-true"}
 AMPERE = (8, 0)  # the compute capability from which on CUDA has bf16 and TF32 units
+CUDA_COMPILER = "Triton, a C compiler, Python's headers and a GPU of 2017 or later"
 VOLTA = (7, 0)  # from which on there is Triton, which torch.compile needs
 LARGE = 10_000_000  # parameters of a model whose steps are soon worth half a minute of compiling
 
@@ -170,7 +172,11 @@ def _has_cxx() -> bool:
 
 def _has_triton(gpus: list[Gpu]) -> bool:
     old = any(gpu.capability < VOLTA for gpu in gpus)
-    return importlib.util.find_spec("triton") is not None and not old
+    # It compiles C, with Python's headers; its wheel for Windows brings a compiler.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    builds = platform.system() == "Windows" or (compiler is not None and headers)
+    return importlib.util.find_spec("triton") is not None and builds and not old
 
 
 def visible_gpus() -> list[str]:
@@ -345,7 +351,7 @@ def _compile(want: Request, has: Probe, accelerator: str) -> tuple[Any, str]:
     if want.compile is False:
         return False, "asked for"
     if accelerator not in has.compiles:
-        needs = "Triton and a GPU of 2017 or later" if accelerator == "cuda" else "a C++ compiler"
+        needs = {"cuda": CUDA_COMPILER}.get(accelerator, "a C++ compiler")
         if want.compile is True:
             raise UserError(f"compile=true needs {needs}, which is not here: leave it out.")
         return False, f"it needs {needs}"
