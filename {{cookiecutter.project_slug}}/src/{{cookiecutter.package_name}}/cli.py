@@ -212,9 +212,13 @@ def defaults(config_name: str, overrides: Iterable[str]) -> DictConfig:
 
 
 def _raised_in_our_code(error: BaseException) -> bool:
-    """Whether a constructor of this package failed, and not the call of it."""
+    """Whether a constructor of this package failed, and not the call of it.
+
+    Nor a library to which it has handed a value on, and which refuses that.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return any(Path(frame.filename).is_relative_to(Path(__file__).parent) for frame in frames)
+    ours = [Path(frame.filename).is_relative_to(Path(__file__).parent) for frame in frames]
+    return any(ours[-1:] if isinstance(error, ValueError) else ours)
 
 
 def _same_kind(old: Any, new: Any) -> bool:
