@@ -49,7 +49,7 @@ MISTAKES = [
     (["+model.colour=red"], "colour"),
     (["optimizer.lr=-1"], "Invalid learning rate"),
     (["data.batch_size=0"], "data.batch_size=0"),
-    (["model.dropout=1.5"], "between 0 and 1"),
+    (["model.dropout=1.5"], "1.5"),
 ]
 # Given one after the other in one process: to import PyTorch takes longer than to find a mistake.
 GIVE_ALL = """
