@@ -23,6 +23,19 @@ PACKAGE = "my_lightning_project"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 TRAIN = (sys.executable, "-m", f"{PACKAGE}.train")
 PATIENCE = 240  # seconds, in which a hang is found
+# Registered first, so it is called last of all.
+THREADS_AT_THE_END = f"""
+import atexit
+from pathlib import Path
+
+def show():
+    tasks = Path("/proc/self/task").iterdir()
+    print("threads:", [(task / "comm").read_text().strip() for task in tasks], flush=True)
+
+atexit.register(show)
+from {PACKAGE}.train import main
+main()
+"""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are sent")
 
@@ -169,6 +182,17 @@ def test_a_fault_of_one_process_ends_all_and_the_same_command_goes_on_to_the_sam
     assert seconds < 60  # of the 120 that a cluster gives
     assert place.give(*TORCHRUN, "-m", f"{PACKAGE}.train", *SMALL) == 0, place.said
     assert place.result() == undisturbed
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists its threads")
+def test_no_thread_of_a_process_group_is_left_when_python_ends_itself(place: Place) -> None:
+    """One that is late would want Python then, which aborts the process after all its work."""
+    script = place.folder / "threads_at_the_end.py"
+    script.write_text(THREADS_AT_THE_END)
+    assert place.give(*TORCHRUN, str(script), *SMALL, "trainer.max_epochs=1") == 0, place.said
+    named = [line for line in place.said.splitlines() if line.startswith("threads:")]
+    assert len(named) == 2
+    assert not [line for line in named if "gloo" in line]
 
 
 @pytest.mark.slow

@@ -99,8 +99,10 @@ def join(strategy: Any) -> None:
         timeout=strategy._timeout,
         device_id=strategy.root_device if on_gpu else None,
     )
-    if on_gpu:
-        atexit.register(dist.destroy_process_group)
+    # While Python is whole: a thread of gloo that is late to let go of a collective needs Python,
+    # and would abort a process that ends. FSDP keeps its groups: their threads get a moment.
+    atexit.register(time.sleep, 0.1)
+    atexit.register(dist.destroy_process_group)  # the last one registered is called first
 
 
 @functools.cache
