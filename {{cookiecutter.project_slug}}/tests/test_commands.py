@@ -73,15 +73,18 @@ print(json.dumps(told))
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """By what is said: the exit status and stderr."""
     words = [f"{package.__name__}.train", json.dumps([args for args, _ in MISTAKES])]
+    folder = tmp_path_factory.mktemp("mistakes")
     done = subprocess.run(
         [sys.executable, "-c", GIVE_ALL, *words],
-        cwd=tmp_path_factory.mktemp("mistakes"),
+        cwd=folder,
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=300,
         check=True,
     )
+    # Nothing is left of what was refused before it was built.
+    assert all((run / "config.yaml").is_file() for run in folder.glob("runs/*"))
     answers = json.loads(done.stdout.splitlines()[-1])
     return dict(zip([says for _, says in MISTAKES], answers, strict=True))
 
@@ -148,6 +151,7 @@ def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
     [
         ("evaluate", [], "run is missing: add run="),
         ("evaluate", ["run=nowhere"], "no checkpoint in nowhere"),
+        ("evaluate", ["runs/mlp"], "say run=runs/mlp"),
         ("evaluate", ["run=latest"], "No run in runs has a checkpoint"),
         ("predict", ["run=nowhere", "input=x"], "no checkpoint in nowhere"),
     ],

@@ -54,6 +54,11 @@ def test_every_debug_preset_runs_again_each_time(config: Compose, debug: str) ->
     assert Run.of(preset).folder != first
 
 
+def test_a_metric_that_is_not_there_is_said_before_the_training(config: Compose) -> None:
+    with pytest.raises(UserError, match="monitor=val/los is not logged: did you mean val/loss"):
+        train(config("monitor=val/los"))
+
+
 def test_a_run_leaves_everything_in_its_folder(finished: tuple[Run, dict[str, float]]) -> None:
     run, metrics = finished
     there = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*.*")}

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
 )
 
+from .cli import did_you_mean
+from .errors import UserError
 from .figures import draw_curves
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     Here it counts if its weights are in this folder: they are not where `ckpt_path` is another run.
     """
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say after seconds what would else be found after an epoch."""
+        logged, wanted = trainer.callback_metrics, str(self.monitor)
+        if wanted.startswith("val/") and wanted not in logged:
+            raise UserError(f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}")
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self._every_n_train_steps or self._train_time_interval:  # else it is a look in vain

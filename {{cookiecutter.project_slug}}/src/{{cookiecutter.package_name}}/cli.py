@@ -45,6 +45,7 @@ QUIET = (
     r"The '\w+_dataloader' does not have many workers",  # device.py has chosen how many
     r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
+    r"The number of training batches .* is smaller than the logging interval",  # not all are
     r"GPU available but not used",  # it was asked not to be
     r"find_unused_parameters=True was specified",  # for another reason, see device.py
     r"Using `DistributedSampler` with the dataloaders",  # the README says it
@@ -127,8 +128,12 @@ def sentence(error: Exception, config_name: str) -> str | None:
             key = where[1] if where else "config"
             extra = key.removeprefix("logger.")
             missing = isinstance(cause, ImportError) and extra != key
-            hint = f" Here: pip install -e '.[{extra}]'" if missing else ""
-            return f"{key}: {_one_line(cause)}{hint}"
+            if missing:
+                return f"{key} needs a package that is not here: pip install -e '.[{extra}]'"
+            return f"{key}: {_one_line(cause)}"
+        case OverrideParseException() if "=" not in str(error.override):
+            key = "run" if config_name in ("evaluate", "predict") else "KEY"
+            return f"{error.override} is not KEY=VALUE: say {key}={error.override}."
         case OverrideParseException():
             why = str(error.message).splitlines()[0]
             return f"{error.override} cannot be read ({why}): quote it, as in key=\"'value'\"."
@@ -155,7 +160,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"The disk is full ({error}): free some space, and give the same command again."
         case RuntimeError() if "conditioned on metric" in str(error):  # EarlyStopping's monitor
-            return _one_line(error)
+            wanted, _, *logged = re.findall("`([^`]+)`", str(error))
+            return f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}"
     # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.
     if type(error).__name__ in ("MisconfigurationException", "UsageError"):
         return _one_line(error)

@@ -279,6 +279,10 @@ class Run:
                 self.prune()  # what could not be while it was copied
         finally:
             lock.release()
+            with contextlib.suppress(OSError):  # of what was refused before it began, nothing stays
+                if [*self.folder.iterdir()] == [self.lock]:
+                    self.lock.unlink()
+                    self.folder.rmdir()
 
     def is_live(self) -> bool:
         """Whether a process trains in the folder now, on this machine or one that shares it."""

@@ -123,7 +123,10 @@ def listings(runs_dir: Path) -> list[Listing]:
     folders = [
         path.parent for name in ("lock", "config.yaml") for path in runs_dir.glob(f"*/{name}")
     ]
-    found = [listing(Run(folder)) for folder in sorted(set(folders))]
+    runs = [Run(folder) for folder in sorted(set(folders))]
+    # One that was killed before it wrote anything has nothing to show.
+    begun = [run for run in runs if run.is_live() or [*run.folder.iterdir()] != [run.lock]]
+    found = [listing(run) for run in begun]
     return sorted(found, key=lambda line: line.last_used, reverse=True)
 
 

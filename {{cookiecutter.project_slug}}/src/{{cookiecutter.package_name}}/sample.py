@@ -35,7 +35,7 @@ class Sample(Callback):
         if not hasattr(pl_module.model, "generate") or not trainer.is_global_zero:
             return
         if pl_module.device_mesh is not None:  # a process alone has a part of the weights only
-            log.info("No sample.txt: predict writes, on one device.")
+            log.info("No sample.txt with fsdp: `predict` writes text, on one device.")
             return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         try:

@@ -111,6 +111,8 @@ def _train(
         metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
     run.share("best weights")
     best = run.best if run.best.is_file() else None  # there is none after a fast_dev_run
+    if best is None and loop.saves and isinstance(keeper, ModelCheckpoint):
+        log.info("Nothing was validated: the last weights are tested.")
     seed_everything(cfg.seed, workers=True, verbose=False)  # wherever the training went on from
     with device.exact_float32(), torch.compiler.set_stance("force_eager"):
         for tested in trainer.test(task, datamodule, ckpt_path=best, verbose=False):

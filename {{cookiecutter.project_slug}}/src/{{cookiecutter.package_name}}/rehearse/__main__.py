@@ -57,6 +57,8 @@ def main() -> None:
             print(report.as_json(verdicts))
         else:
             report.show(verdicts)
+            if cfg.memory is None:
+                print("Whether that fits is not looked at: memory=16GB says what a device has.")
         if not report.succeeds(verdicts):
             sys.exit(1)
 

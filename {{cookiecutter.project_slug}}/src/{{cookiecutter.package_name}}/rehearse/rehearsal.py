@@ -119,7 +119,7 @@ class Rehearser:
             # What a step needs grows at most as straight as this from the fewest samples to all.
             each = (done.meter.peak - least) / (size - FEWEST)
             fits = FEWEST + int((self.memory - least) / each)
-            fix = f"data.batch_size={fits}, and accumulate_grad_batches to keep the effective one"
+            fix = f"data.batch_size={fits}, and a larger trainer.accumulate_grad_batches"
         message = f"a step needs {done.meter}; there are {shown(self.memory)}"
         return [Finding("memory", "fails", message, fix)]
 

@@ -30,7 +30,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
     console.print(table)
     for finding, targets in _together(verdicts):
         head = Text(f"\n{', '.join(targets)}: ").append(finding.kind, COLOURS[finding.severity])
-        console.print(head.append(f"  {_place(finding)}"), soft_wrap=True)
+        console.print(head.append(f"  {_place(finding)}".rstrip()), soft_wrap=True)
         console.print(Text(f"  {finding.message}"), soft_wrap=True)
         console.print(Text(f"  fix: {finding.fix}"), soft_wrap=True)
 

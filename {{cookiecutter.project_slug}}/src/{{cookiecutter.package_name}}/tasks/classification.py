@@ -20,6 +20,7 @@ from .. import optimization
 from ..checkpoint import load_task
 from ..data.images import read_images
 from ..data.tensors import TensorBatches, take_batch
+from ..errors import UserError
 from ..sharded import shard
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,12 @@ class ClassificationTask(LightningModule):
             datamodule: says the size of an image and the names of the classes.
             folder: for the CSV, unless `cfg.output` names a file.
         """
+        for needed in ("image_shape", "class_names"):
+            if not hasattr(datamodule, needed):
+                raise UserError(
+                    f"{type(datamodule).__name__} has no {needed}, which predict needs: give it"
+                    " one, as data/digits.py has."
+                )
         names, inputs = read_images(Path(cfg.input), datamodule.image_shape)
         batches = DataLoader(TensorBatches(inputs), datamodule.batch_size, collate_fn=take_batch)
         probabilities = torch.cat(trainer.predict(self, batches))  # type: ignore[arg-type]
