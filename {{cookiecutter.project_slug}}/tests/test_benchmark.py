@@ -19,7 +19,13 @@ from {{ cookiecutter.package_name }}.benchmark import subject as subject_module
 from {{ cookiecutter.package_name }}.benchmark.__main__ import TARGETS, benchmark
 from {{ cookiecutter.package_name }}.benchmark.clock import Clock, Over
 from {{ cookiecutter.package_name }}.benchmark.hardware import peak
-from {{ cookiecutter.package_name }}.benchmark.report import remarks, verdict
+from {{ cookiecutter.package_name }}.benchmark.report import (
+    Report,
+    machine,
+    remarks,
+    show,
+    verdict,
+)
 from {{ cookiecutter.package_name }}.benchmark.rounds import compare, how_many
 from {{ cookiecutter.package_name }}.benchmark.row import Row, measure
 from {{ cookiecutter.package_name }}.benchmark.subject import Subject
@@ -99,6 +105,17 @@ def test_speeds_within_the_noise_are_a_tie_and_others_are_not() -> None:
     faster = compare([130.0, 128.0, 131.0, 127.0, 133.0], beside, again)
     assert faster.verdict == "different"
     assert "tie" not in verdict(slower)
+
+
+def test_the_table_has_plain_numbers_and_lines_without_blanks_at_their_ends(
+    row: Row, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = replace(row.project.step, low=0.427, median=0.574, high=1.06)
+    slow = replace(row, project=replace(row.project, step=step))
+    show(Report("mlp-1", [], "today", machine(PROBE), [slow], []))
+    lines = capsys.readouterr().out.splitlines()
+    assert "427 to 1,060" in lines[2]
+    assert lines == [line.rstrip() for line in lines]
 
 
 def test_the_noise_does_not_depend_on_which_of_two_equal_loops_is_first() -> None:

@@ -30,7 +30,7 @@ from {{ cookiecutter.package_name }}.rehearse.__main__ import rehearse
 from {{ cookiecutter.package_name }}.rehearse.memory import parse
 from {{ cookiecutter.package_name }}.rehearse.parity import partings, train
 from {{ cookiecutter.package_name }}.rehearse.rehearsal import Rehearser
-from {{ cookiecutter.package_name }}.rehearse.report import as_json, succeeds
+from {{ cookiecutter.package_name }}.rehearse.report import as_json, show, succeeds
 from {{ cookiecutter.package_name }}.run import identity
 
 # This file names devices itself, so it is not read for literals that do.
@@ -52,6 +52,15 @@ def test_every_experiment_would_train_on_every_target(experiment: str | None, ta
     chosen = [f"experiment={experiment}"] * (experiment is not None)
     verdicts = rehearse(compose_config("rehearse", f"targets=[{target}]", *chosen))
     assert succeeds(verdicts), as_json(verdicts)
+
+
+def test_the_table_has_no_blanks_at_the_ends_of_its_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show([Verdict("cpu", "ran", []), Verdict("mps", "as a whole", [], memory="12 MiB: of it")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["target", "cpu", "mps"]
+    assert lines == [line.rstrip() for line in lines]
 
 
 class Sound(LightningModule):

@@ -10,7 +10,7 @@ from .report import Report, short
 from .row import Row, Speed
 
 COLOURS = {"this project": "#0072B2", "bare loop": "#767676"}
-NOISE = "#F0E442"
+NOISE = "#DFE7EE"  # pale, since it lies behind all
 
 
 def draw(report: Report, picture: Path) -> None:
@@ -35,7 +35,7 @@ def draw(report: Report, picture: Path) -> None:
 
 def _panel(axes: Any, row: Row) -> None:
     bare, noise = row.bare.rate.median, row.comparison.noise
-    axes.axvspan(bare * noise.low, bare * noise.high, color=NOISE, alpha=0.5, lw=0, zorder=0)
+    axes.axvspan(bare * noise.low, bare * noise.high, color=NOISE, lw=0, zorder=0)
     furthest = max(row.project.rate.high, row.bare.rate.high, bare * noise.high)
     axes.set(xlim=(0, furthest * 1.03), ylim=(-0.5, 1.5))
     for place, name, speed in ((1, "this project", row.project), (0, "bare loop", row.bare)):
@@ -87,7 +87,7 @@ def _below(report: Report) -> str:
     threads = f"{has['threads']} thread{'s' * (has['threads'] > 1)}"
     return (
         f"Median of {rounds} rounds by turns; black: from the 10th to the 90th percentile;"
-        " yellow: what two equal loops differ by.\n"
+        " pale band: what two equal loops differ by.\n"
         f"PyTorch {has['torch']}, Lightning {has['lightning']}; {has['cpu']}, {threads};"
         f" {report.name}, {report.made[:10]}"
     )

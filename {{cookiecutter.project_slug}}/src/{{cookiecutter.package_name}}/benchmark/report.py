@@ -12,11 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..device import Probe
+from ..tables import print_table
 from .hardware import dtype_of
 from .rounds import Comparison
 from .row import Row, Speed
 
 BUSY = 1.1  # of two equal loops; beyond it, a tie says little
+FINER = (
+    " To tell smaller differences apart, let nothing else run, or raise benchmark.rounds or"
+    " benchmark.seconds."
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def show(report: Report) -> None:
             table.add_column(heading, justify="right")
         for name, speed in (("this project", row.project), ("bare loop", row.bare)):
             table.add_row(name, *_cells(speed))
-        console.print(table)
+        print_table(console, table)
         for line in remarks(row, report.machine):
             console.print(Text(f"  {line}"), soft_wrap=True)
         console.print()
@@ -85,7 +90,7 @@ def show(report: Report) -> None:
 
 def _cells(speed: Speed) -> list[str]:
     rate, step = speed.rate, speed.step
-    each = [f"{seconds * 1e3:.3g}" for seconds in (step.low, step.median, step.high)]
+    each = [short(seconds * 1e3) for seconds in (step.low, step.median, step.high)]
     memory = "unknown" if speed.memory is None else f"{speed.memory / 2**20:,.0f} MiB"
     between = f"{shorter(rate.low)} to {shorter(rate.high)}"
     return [short(rate.median), between, each[1], f"{each[0]} to {each[2]}", memory]
@@ -136,7 +141,7 @@ def verdict(comparison: Comparison) -> str:
         case "different":
             return f"{ratio:.2f} of the bare loop's speed; {equal}."
     said = f"A tie with the bare loop: {ratio:.2f} of its speed, and {equal}."
-    return said + " More rounds or seconds, or a quiet machine, see finer." * (noise.high > BUSY)
+    return said + FINER * (noise.high > BUSY)
 
 
 def short(value: float) -> str:
