@@ -352,6 +352,19 @@ def test_the_interval_is_students() -> None:
     assert mean.num_runs == 4
 
 
+def test_the_tables_have_one_order_and_no_row_for_what_is_the_same_in_every_run(
+    tmp_path: Path,
+) -> None:
+    status, said = done(tmp_path, "sweep=seeds", "sweep.num_seeds=2")
+    assert status == 0
+    assert "best val/loss  test/loss  test/acc" in said
+    rows = said[said.index("\nmetric ") :].splitlines()[2:5]
+    assert [row.partition("  ")[0] for row in rows] == ["best val/loss", "test/loss", "test/acc"]
+    assert "baseline" not in said
+    means = {mean["metric"] for mean in results(tmp_path)["means"]}
+    assert "baseline/test_loss" in means
+
+
 def test_folds_have_a_mean_and_no_interval(tmp_path: Path) -> None:
     """They share samples: an interval of independent runs would be too narrow."""
     with_folds = "num_folds" in compose_config("train").data

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # of Okabe and Ito, told apart by everybody
 TITLES = {"loss": "Loss", "acc": "Accuracy", "bits_per_byte": "Bits per byte"}
@@ -29,7 +30,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     if not names:
         return
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    panels = figure.subplots(1, len(names), squeeze=False, sharex=True)[0]
+    for axes, name in zip(panels, names, strict=True):
         for split, colour in COLOURS.items():
             points = [
                 (int(row["step"]), float(row[f"{split}/{name}"]))
@@ -44,7 +46,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.legend()
         title = TITLES.get(name, name)
         axes.set(title=title, xlabel="optimizer step", ylabel=title.lower())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
+    panels[0].set_xlim(left=0)
     figure.savefig(picture, dpi=150)
 
 
@@ -52,7 +56,9 @@ def _draw(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
     steps, values = points
     width = len(values) // 30 + 1  # what is logged every few steps is noisy: its mean is on top
     if width > 2:
-        axes.plot(steps, values, color=colour, alpha=0.25)
+        axes.plot(steps, values, color=colour, alpha=0.25, label=label)
+        label += ", smoothed"
         values = np.convolve(values, np.ones(width) / width, "valid")
         steps = steps[(width - 1) // 2 :][: len(values)]
-    axes.plot(steps, values, "-" if width > 2 else ".-", color=colour, label=label)
+    style = "-" if width > 2 else ".-" if len(values) > 1 else "o"
+    axes.plot(steps, values, style, color=colour, label=label)

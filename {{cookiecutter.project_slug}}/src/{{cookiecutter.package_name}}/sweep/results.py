@@ -71,6 +71,13 @@ def best_first(rows: Iterable[Row], cfg: DictConfig) -> list[Row]:
     return sorted(rows, key=order)
 
 
+def shown(cfg: DictConfig, rows: Sequence[Row]) -> list[str]:
+    """The monitored metric and those of the test, as `train` orders them."""
+    best = f"best {cfg.monitor}"
+    names = (name for row in rows for name in row.metrics if name.startswith("test/"))
+    return list(dict.fromkeys((best, *names)))
+
+
 def write(results: Results, rows: Sequence[Row]) -> None:
     """sweep.json and sweep.png in the sweep's folder."""
     cfg = results.cfg
@@ -96,8 +103,7 @@ def _draw(results: Results, rows: Sequence[Row], finished: Sequence[Row]) -> Non
     if results.repeats:
         from .means_picture import draw_means  # matplotlib takes a second
 
-        metrics = [key for key in finished[0].metrics if key == metric or key.startswith("test/")]
-        draw_means(finished, means_of(results, rows), metrics, picture)
+        draw_means(finished, means_of(results, rows), shown(results.cfg, finished), picture)
         return
     from .search_picture import draw_search
 
@@ -125,8 +131,7 @@ def show(results: Results, rows: Sequence[Row]) -> None:
     """The table, the best run first, and the means where runs are repeated."""
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     ordered = rows if results.repeats else best_first(rows, results.cfg)
-    names = [f"best {results.cfg.monitor}"]
-    names += sorted({name for row in rows for name in row.metrics if name.startswith("test/")})
+    names = shown(results.cfg, rows)
     table = [[*keys, "state", *names, "run"]]
     for row in ordered:
         values = [number(row.metrics.get(name)) for name in names]
@@ -135,7 +140,9 @@ def show(results: Results, rows: Sequence[Row]) -> None:
     for row in ordered:
         if row.why:
             log.info(f"failed: {describe(row.point)}: {row.why}")
-    if results.repeats and (of_points := means_of(results, rows)):
+    # What is the same in every run, such as a baseline, is no result of them.
+    of_points = [mean for mean in means_of(results, rows) if mean.metric in names or mean.deviation]
+    if results.repeats and of_points:
         log.info("\n" + columns(_table(of_points)))
     there = [results.folder / name for name in ("sweep.json", "sweep.png")]
     log.info("\n" + "\n".join(str(path) for path in there if path.is_file()))

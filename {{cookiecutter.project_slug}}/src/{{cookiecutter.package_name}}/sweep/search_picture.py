@@ -9,21 +9,23 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from .results import Row
 from .scale import Scale
 
-BLUE, RED, GREY = "#0072B2", "#D55E00", "#999999"  # of Okabe and Ito, told apart by everybody
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # of Okabe and Ito, told apart by everybody
 ON_TOP: dict[str, Any] = {"zorder": 3, "clip_on": False}
 BELOW = -0.17  # a panel, for its legend
 BARS = 12  # as many importances fit below each other
+ENOUGH = 5  # finished runs to tell importances by
 
 
 def draw_search(
     rows: Sequence[Row], metric: str, is_min: bool, importances: Mapping[str, float], picture: Path
 ) -> None:
-    """History, importances and parallel coordinates.
+    """History, importances where there are enough runs to tell them, and parallel coordinates.
 
     Args:
         rows: those with a value of `metric`, in the order in which they were begun.
@@ -33,14 +35,17 @@ def draw_search(
         picture: the PNG to write.
     """
     keys = list(rows[0].point)
-    widths = [4.6, 3.4, max(4.6, 1.5 * (len(keys) + 1))]
-    figure = Figure(figsize=(sum(widths), 4.4), layout="constrained")
-    history, bars, lines = figure.subplots(1, 3, width_ratios=widths)
-    values = np.array([row.metrics[metric] for row in rows if row.state == "finished"])
+    finished = [row for row in rows if row.state == "finished"]
+    says = bool(importances) and len(keys) > 1 and len(finished) >= ENOUGH
+    widths = [4.6, *[3.4] * says, max(4.6, 1.5 * (len(keys) + 1))]
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08)
+    figure = Figure(figsize=(sum(widths), 4.4), layout=layout)
+    history, *bars, lines = figure.subplots(1, len(widths), width_ratios=widths)
+    values = np.array([row.metrics[metric] for row in finished])
     limits = _without_outliers(values, is_min)
     _draw_history(history, rows, metric, is_min, limits)
-    _draw_importances(bars, importances)
-    finished = [row for row in rows if row.state == "finished"]
+    for axes in bars:
+        _draw_importances(axes, importances)
     _draw_coordinates(lines, finished, metric, is_min, limits)
     figure.savefig(picture, dpi=150)
 
@@ -69,7 +74,8 @@ def _draw_history(
     finished = [row for row in rows if row.state == "finished"]
     accumulate = (np.minimum if is_min else np.maximum).accumulate
     best = accumulate([row.metrics[metric] for row in finished])
-    axes.step([row.number for row in finished], best, where="post", color=RED, label="best so far")
+    numbers = [row.number for row in finished]
+    axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
     axes.set(title="History", xlabel="run", ylabel=metric, ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -78,13 +84,11 @@ def _draw_history(
 
 def _draw_importances(axes: Axes, importances: Mapping[str, float]) -> None:
     ordered = sorted(importances.items(), key=lambda pair: pair[1])[-BARS:]
-    axes.set(title="Importance", xlabel="share of the differences", xlim=(0, 1.12))
-    if not ordered:
-        axes.text(0.5, 0.5, "too few runs to say", ha="center", transform=axes.transAxes)
-        axes.set_yticks([])
-        return
+    axes.set(title="Importance", xlabel="share of the differences", xlim=(0, 1.35))
+    axes.set_xticks((0, 0.5, 1))  # beyond them is room for a label of 100%
     keys, shares = zip(*ordered, strict=True)
-    bars = axes.barh(keys, shares, color=BLUE, height=0.6)
+    names = _names(list(importances))
+    bars = axes.barh([names[key] for key in keys], shares, color=BLUE, height=0.6)
     axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3)
     room = max(0, 3 - len(ordered)) / 2  # or one bar would fill the panel
     axes.set_ylim(-0.6 - room, len(ordered) - 0.4 + room)
@@ -104,13 +108,13 @@ def _draw_coordinates(
         result = norm(float(np.clip(row.metrics[metric], *limits)))
         heights = [scale.height(row.point[key]) for key, scale in zip(keys, scales, strict=True)]
         axes.plot([*heights, result], color=shades(result), linewidth=1.3, alpha=0.75)
-    axes.plot([*heights, result], color=RED, linewidth=2.5, label="the best run")
+    axes.plot([*heights, result], color=ORANGE, linewidth=2.5, label="the best run")
+    for name, result in (("better", 0.0 if is_min else 1.0), ("worse", 1.0 if is_min else 0.0)):
+        axes.plot([], [], color=shades(result), label=name)
     for position, scale in enumerate(scales):
         _draw_axis(axes, position, scale)
     axes.set(title="Values", ylim=(-0.04, 1.04), xlim=(-0.45, len(keys)))
-    # Of a long key the last word, or the names would run into each other.
-    names = [key if len(key) <= 16 else key.rpartition(".")[2] for key in keys]
-    axes.set_xticks(range(len(keys)), names, fontsize=9)
+    axes.set_xticks(range(len(keys)), list(_names(keys).values()), fontsize=9)
     axes.tick_params(axis="x", length=0)
     axes.yaxis.tick_right()
     ticks = [t for t in MaxNLocator(5).tick_values(*limits) if limits[0] <= t <= limits[1]]
@@ -118,7 +122,15 @@ def _draw_coordinates(
     axes.yaxis.set_label_position("right")
     axes.set_ylabel(metric)
     axes.spines[["top", "bottom", "left"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, BELOW), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, BELOW), ncols=3, frameon=False)
+
+
+def _names(keys: Sequence[str]) -> dict[str, str]:
+    """Of each key its last word, or long ones would run into each other; if it is the only such."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {
+        key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)
+    }
 
 
 def _draw_axis(axes: Axes, position: int, scale: Scale) -> None:
