@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     RichProgressBar,
 )
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    CustomBarColumn,
+    MetricsTextColumn,
+)
+from rich.progress import ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from .cli import did_you_mean
 from .errors import UserError
@@ -26,8 +34,42 @@ def progress() -> ProgressBar:
     return Bar() if sys.stdout.isatty() else EpochLines()
 
 
+class Metrics(MetricsTextColumn):
+    """Lightning's, which breaks over several lines what a narrow terminal has no room for."""
+
+    def _generate_metrics_texts(self) -> Generator[str, None, None]:
+        for text in super()._generate_metrics_texts():
+            yield text.replace(": ", " ", 1)
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class Bar(RichProgressBar):
-    """Lightning's, which counts epochs from 0 and leaves nothing for log.txt."""
+    """Lightning's, in one line, and counting epochs from 1; it leaves log.txt its lines."""
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        description, _, batches, *_ = super().configure_columns(trainer)
+        bar = CustomBarColumn(
+            bar_width=None,
+            complete_style=self.theme.progress_bar,
+            finished_style=self.theme.progress_bar_finished,
+            pulse_style=self.theme.progress_bar_pulse,
+            table_column=Column(ratio=1),  # the room that the others leave
+        )
+        left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+        return [description, bar, batches, left]
+
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        before = self.progress
+        super()._init_progress(trainer)
+        if self.progress is not None and self.progress is not before:
+            self.progress.expand = True
+            look = self.theme.metrics, " ", self.theme.metrics_format
+            self._metric_component = Metrics(trainer, *look)
+            self.progress.columns = (*self.progress.columns[:-1], self._metric_component)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
