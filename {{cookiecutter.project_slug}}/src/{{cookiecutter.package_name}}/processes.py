@@ -100,7 +100,8 @@ def join(strategy: Any) -> None:
         device_id=strategy.root_device if on_gpu else None,
     )
     # While Python is whole: a thread of gloo that is late to let go of a collective needs Python,
-    # and would abort a process that ends. FSDP keeps its groups: their threads get a moment.
+    # and would abort a process that ends. What is still held, as FSDP holds its groups, keeps its
+    # threads, which get a moment.
     atexit.register(time.sleep, 0.1)
     atexit.register(dist.destroy_process_group)  # the last one registered is called first
 
