@@ -30,7 +30,11 @@ from {{ cookiecutter.package_name }}.rehearse.__main__ import rehearse
 from {{ cookiecutter.package_name }}.rehearse.memory import parse
 from {{ cookiecutter.package_name }}.rehearse.parity import partings, train
 from {{ cookiecutter.package_name }}.rehearse.rehearsal import Rehearser
-from {{ cookiecutter.package_name }}.rehearse.report import as_json, show, succeeds
+from {{ cookiecutter.package_name }}.rehearse.report import (
+    as_json,
+    show,
+    succeeds,
+)
 from {{ cookiecutter.package_name }}.run import identity
 
 # This file names devices itself, so it is not read for literals that do.
