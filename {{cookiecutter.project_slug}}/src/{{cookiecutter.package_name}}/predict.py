@@ -1,10 +1,10 @@
 """Use a trained model on something of your own, on any device.
 
-    python -m <package>.predict run=latest input=...
-    python -m <package>.predict run=runs/NAME-1a2b3c4d input=... output=FILE
-    python -m <package>.predict run=best.ckpt input=...
+    python -m <package> predict run=latest input=...
+    python -m <package> predict run=runs/NAME-1a2b3c4d input=... output=FILE
+    python -m <package> predict run=best.ckpt input=...
 
-What an input is, and what is written, is for the task to say: its `answer`.
+What an input is, and how predictions are written, is for the datamodule to say.
 """
 
 import logging
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from . import cli
-from .errors import UserError
-from .run import Run
+from .engine import cli
+from .engine.errors import UserError
+from .engine.run import find
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +26,29 @@ def predict(cfg: DictConfig) -> Path:
         cfg: configs/predict.yaml, composed with the overrides.
 
     Returns:
-        The file with the answer.
+        The file with the predictions.
     """
     if cfg.output is not None and Path(cfg.output).is_dir():
-        raise UserError(f"output={cfg.output} is a folder: name a file.")
-    run, path = Run.find(cfg.run, cfg.runs_dir)
-    from .checkpoint import rebuild  # only now: a run that is not there is said at once
-    from .device import exact_float32
+        raise UserError(f"output={cfg.output} is a folder. Name a file.")
+    trained, checkpoint = find(cfg.run, cfg.runs_dir)  # says at once if there is none
 
-    trainer, task, datamodule = rebuild(path, cfg, run.folder)
-    answer = getattr(task, "answer", None)
-    if answer is None:
-        raise UserError(f"{type(task).__name__} has no `answer`: write one to use predict.")
+    from .engine.trainer import build_trained, float32
+
+    built = build_trained(checkpoint, cfg, trained.path)
+    trainer, task, datamodule = built.trainer, built.task, built.datamodule
+    for method in ("read_inputs", "write_predictions"):
+        if not hasattr(datamodule, method):
+            raise UserError(
+                f"{type(datamodule).__name__} has no {method}, which predict needs. The datamodule"
+                " of this project's starter shows one."
+            )
+    inputs = datamodule.read_inputs(str(cfg.input))  # an ordinary DataLoader
+    with float32(trainer):
+        predictions = trainer.predict(task, inputs)
+    output = Path(cfg.output or trained.path / datamodule.predictions_file)
     try:
-        with exact_float32():
-            output: Path = answer(cfg, trainer, datamodule, run.folder)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        datamodule.write_predictions(predictions, output)
     except OSError as error:
         if cfg.output is None:
             raise

@@ -1,0 +1,80 @@
+"""curves.png: every metric of training and validation over the optimizer steps."""
+
+import csv
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # of Okabe and Ito, told apart by everybody
+TITLES = {"loss": "Loss", "acc": "Accuracy", "bits_per_byte": "Bits per byte"}
+
+
+class Curves(Callback):
+    """Draws curves.png in `folder` from the metrics.csv there, when training has ended."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = self.folder / "metrics.csv"
+        if trainer.is_global_zero and metrics.is_file():  # there is none after a fast_dev_run
+            draw_curves(metrics, self.folder / "curves.png")
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Every metric of training and validation over the optimizer steps.
+
+    Args:
+        metrics: a metrics.csv with columns such as train/loss and val/loss; baseline/val_loss is a
+            line to be beaten.
+        picture: the PNG to write.
+    """
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name.startswith(("train/", "val/"))] if rows else []
+    # The loss first, the others by name.
+    names = sorted(
+        {name.partition("/")[2] for name in columns}, key=lambda name: (name != "loss", name)
+    )
+    if not names:
+        return
+    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharex=True)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for split, colour in COLOURS.items():
+            points = [
+                (int(row["step"]), float(row[f"{split}/{name}"]))
+                for row in rows
+                if row.get(f"{split}/{name}")
+            ]
+            if points:
+                _draw(axes, np.array(points).T, colour, split)
+        beaten = [row[f"baseline/val_{name}"] for row in rows if row.get(f"baseline/val_{name}")]
+        if beaten:
+            axes.axhline(float(beaten[0]), color="0.4", linestyle="--", label="val, baseline")
+        axes.legend()
+        title = TITLES.get(name, name)
+        axes.set(title=title, xlabel="optimizer step", ylabel=title.lower())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    panels[0].set_xlim(left=0)
+    figure.savefig(picture, dpi=150)
+
+
+def _draw(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
+    steps, values = points
+    width = len(values) // 30 + 1  # what is logged every few steps is noisy: its mean is on top
+    if width > 2:
+        axes.plot(steps, values, color=colour, alpha=0.25, label=label)
+        label += ", smoothed"
+        values = np.convolve(values, np.ones(width) / width, "valid")
+        steps = steps[(width - 1) // 2 :][: len(values)]
+    style = "-" if width > 2 else ".-" if len(values) > 1 else "o"
+    axes.plot(steps, values, style, color=colour, label=label)

@@ -1,0 +1,102 @@
+"""Files that are there whole or not at all, whatever is killed, full or flipped in between."""
+
+import contextlib
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CHECKSUMS = (
+    "checksums.json"  # in a checkpoint that is a folder, which several processes have written
+)
+
+
+def is_url(place: str) -> bool:
+    """Whether it is elsewhere, as remote.py understands it: s3://bucket/prefix."""
+    return "://" in place
+
+
+def on_this_machine(runs_dir: str) -> Path:
+    """Where the runs of `runs_dir` are trained."""
+    return Path("runs" if is_url(runs_dir) else runs_dir)
+
+
+def write_whole(path: Path, write: Callable[[Any], None]) -> None:
+    """Call `write` with a binary file; afterwards `path` is that file, even if the power goes.
+
+    The part stands beside its target: a move from another disk, where a system's temporary files
+    may be, is a copy, and a kill would tear it.
+
+    Raises:
+        OSError: it could not be written, and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        # torch.save reports a full disk as "unexpected pos".
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows and some network disks cannot do this
+        folder = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def commit_folder(part: Path, folder: Path) -> None:
+    """Make the folder `part`, whose files are all written, `folder`, with their checksums in it."""
+    sums = {path.name: _checksum(path) for path in part.iterdir()}
+    write_whole(part / CHECKSUMS, lambda file: file.write(json.dumps(sums, indent=2).encode()))
+    remove(folder)
+    part.replace(folder)
+    _sync(folder.parent)
+
+
+def _checksum(path: Path) -> int:
+    sum_so_far = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sum_so_far = zlib.crc32(block, sum_so_far)
+    return sum_so_far
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, which never stands half removed under its name."""
+    if path.is_dir():
+        part = path.with_name(f"{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        path = path.replace(part) if path != part else path
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def checksum_matches(path: Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written: torch.load checks no checksum."""
+    try:
+        if path.is_dir():
+            sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+            with ThreadPoolExecutor() as pool:
+                return all(pool.map(lambda name: _checksum(path / name) == sums[name], sums))
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except Exception:  # zipfile has many kinds for what is no zip file any more
+        return False

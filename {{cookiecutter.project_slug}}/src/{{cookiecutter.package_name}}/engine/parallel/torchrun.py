@@ -1,0 +1,228 @@
+"""The processes of one run, one for each device: torchrun starts them, and ends them all with one.
+
+    torchrun --nproc-per-node 2 -m <package>.train experiment=NAME
+
+Plain `train` starts torchrun by itself where there are several devices. Nothing at the top of this
+file imports torch, since a run on one device needs none of it.
+"""
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from .. import ROOT
+from ..errors import UserError
+
+log = logging.getLogger(__name__)
+
+CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
+# What a process finds that waits for another one, which has ended.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+SECONDS = 15  # in which torchrun ends the others, once one has failed
+
+
+def torchrun_layout() -> tuple[int, int] | None:
+    """How many processes torchrun has started on each host, and on how many hosts, if it has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that speaks, writes and decides."""
+    return torchrun_layout() is None or os.environ["RANK"] == "0"
+
+
+def from_rank_zero(what: str, choose: Callable[[], Path | None]) -> Path | None:
+    """What the first process has chosen, in every process: each sees the disk at another moment."""
+    if torchrun_layout() is None:
+        return choose()
+    store = _store()
+    if is_rank_zero():
+        chosen = choose()
+        store.set(what, str(chosen or ""))
+        return chosen
+    while not store.check([what]):  # not a wait of its own, in which no signal would be handled
+        time.sleep(0.05)
+    answer = store.get(what).decode()
+    return Path(answer) if answer else None
+
+
+def once_per_launch(what: str, choose: Callable[[], Path]) -> Path:
+    """What was chosen when torchrun started its processes, also where it has started them anew."""
+    if torchrun_layout() is None:
+        return choose()
+    if _torchrun().check([what]):
+        return Path(_torchrun().get(what).decode())
+    chosen = choose()
+    _torchrun().set(what, str(chosen))
+    return chosen
+
+
+def init_process_group(strategy: Any) -> None:
+    """Make the process group, as Lightning would.
+
+    It would in torchrun's store, where processes that are started anew find the addresses of those
+    from before; they then wait for the dead, or do not, by chance.
+    """
+    import torch.distributed as dist
+
+    alone = torchrun_layout() is None or not hasattr(strategy, "process_group_backend")
+    if alone or dist.is_initialized():
+        return
+    size = int(os.environ["WORLD_SIZE"])
+    there, started = _store().add("there", 1), time.monotonic()
+    while there < size:  # here, where a signal is handled, and not in PyTorch
+        if time.monotonic() - started > strategy._timeout.total_seconds():
+            raise UserError("A process of this run has not come: look at what its host says.")
+        time.sleep(0.05)
+        there = _store().add("there", 0)
+    on_gpu = strategy.root_device.type != "cpu"
+    dist.init_process_group(
+        strategy._get_process_group_backend(),
+        store=_store(),
+        rank=int(os.environ["RANK"]),
+        world_size=size,
+        timeout=strategy._timeout,
+        device_id=strategy.root_device if on_gpu else None,
+    )
+    # While Python is whole: a thread of gloo that is late to let go of a collective needs Python,
+    # and would abort a process that ends. What is still held, as FSDP holds its groups, keeps its
+    # threads, which get a moment.
+    atexit.register(time.sleep, 0.1)
+    atexit.register(dist.destroy_process_group)  # the last one registered is called first
+
+
+@functools.cache
+def _torchrun() -> Any:
+    from torch.distributed import rendezvous
+
+    return next(rendezvous("env://"))[0]
+
+
+@functools.cache
+def _store() -> Any:
+    """Of the processes that run now: its keys begin with a word that only the first one tells."""
+    from torch.distributed import DistError, PrefixStore, TCPStore
+
+    host, size = os.environ["MASTER_ADDR"], int(os.environ["WORLD_SIZE"])
+    if is_rank_zero():
+        word = uuid.uuid4().hex
+        _torchrun().set("port", str(_teller(host, size, word).port))
+        return PrefixStore(word, _torchrun())
+    while True:
+        time.sleep(0.05)
+        if not _torchrun().check(["port"]):
+            continue
+        port = int(_torchrun().get("port"))
+        with contextlib.suppress(OSError, DistError):  # of a process that was killed
+            socket.create_connection((host, port), timeout=1).close()
+            there = TCPStore(host, port, size, timeout=timedelta(seconds=1))
+            return PrefixStore(there.get("word").decode(), _torchrun())
+
+
+@functools.cache  # it tells as long as this process lives
+def _teller(host: str, size: int, word: str) -> Any:
+    from torch.distributed import TCPStore
+
+    store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+    store.set("word", word)
+    return store
+
+
+def refuse_wrong_launcher() -> None:
+    """To be called before PyTorch is imported.
+
+    Raises:
+        UserError: processes have been started that would train the same run several times.
+    """
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if torchrun_layout() is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            "srun has started several processes, which do not know of each other: let it start one"
+            f" torchrun a host, srun --ntasks-per-node=1 torchrun ... -m {ROOT}.train"
+        )
+    if torchrun_layout() is not None and sweep:
+        raise UserError(
+            f"torchrun cannot start a sweep: python -m {ROOT}.train -m ... starts the"
+            " processes of each run by itself."
+        )
+    if torchrun_layout() is not None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each of them would warn
+
+
+def launch(count: int, folder: Path) -> None:
+    """Give this command in `count` processes by torchrun, and wait for them.
+
+    Args:
+        folder: of the run, since of a sweep's jobs each has its own.
+
+    Raises:
+        SystemExit: with the status of the first process that failed, or of a signal.
+        UserError: it is not known which command this is, as in a notebook.
+    """
+    if not HydraConfig.initialized():
+        raise UserError(
+            f"{count} devices need a process each: torchrun --nproc-per-node {count} -m"
+            f" {ROOT}.train, or trainer.devices=1."
+        )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    for name in ("torch.distributed.elastic", "torch.distributed.run"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the run itself has said what it was
+    before = dict(os.environ)
+    os.environ[CHOSEN] = str(folder)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, on each way the same bits
+    torchrun = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={count}"]
+    try:
+        run(parse_args([*torchrun, "-m", f"{ROOT}.train", *_command()]))
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        sys.exit(status if status > 0 else 128 - status)
+    except SignalException as end:
+        sys.exit(128 + end.sigval)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _command() -> list[str]:
+    """The words of this job: of a sweep, those of one run alone."""
+    asked = HydraConfig.get()
+    folders = [s.path for s in asked.runtime.config_sources if s.provider == "command-line"]
+    flags = [f"--config-dir={path}" for path in folders]
+    return [f"--config-name={asked.job.config_name}", *flags, *asked.overrides.task]
+
+
+@contextlib.contextmanager
+def report_once() -> Iterator[None]:
+    """A mistake that all processes find is told once, and what follows from it not at all."""
+    try:
+        yield
+    except Exception as error:
+        if torchrun_layout() is None:
+            raise
+        lost = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+        if lost or not is_rank_zero():
+            time.sleep(SECONDS)  # within which torchrun ends this process
+        if lost:
+            raise UserError(
+                "Another process of this run has ended: the same command goes on where it was."
+            ) from error
+        raise

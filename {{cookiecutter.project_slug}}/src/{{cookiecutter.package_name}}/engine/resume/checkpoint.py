@@ -1,0 +1,168 @@
+"""What is in a checkpoint, and what of it may be used.
+
+A checkpoint holds tensors and plain data only, so `weights_only=True` loads it. The key `run` holds
+the run's resolved config as it was requested: what was `auto` then is decided again here. A file
+from a stranger runs no code: it is not unpickled, and its config can only name what is trusted.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from lightning import LightningDataModule, LightningModule
+from omegaconf import DictConfig, OmegaConf
+from torch.optim.lr_scheduler import LRScheduler
+
+from .. import ROOT, device
+from ..errors import UserError
+from ..files import checksum_matches
+from ..parallel.sharded_checkpoint import EXTRA_STATE, read_parts, refuse_code
+from ..run import Run, RunFolder
+
+log = logging.getLogger(__name__)
+
+# What a checkpoint's config may name: anything of the project's own package but its engine and
+# tools, and of these packages the classes of these kinds (a LightningModule and a metric are
+# Modules).
+OURS = f"{ROOT}."
+NOT_OURS = (f"{ROOT}.engine.", f"{ROOT}.tools.")
+TRUSTED = (OURS, "torch.", "torchmetrics.", "lightning.")
+KINDS = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, LightningDataModule)
+
+
+def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
+    """Return a checkpoint, its tensors on the CPU, and the config in it.
+
+    Raises:
+        UserError: it is not a whole checkpoint of this project, or wants to run something else.
+    """
+    try:
+        if not checksum_matches(path):
+            raise ValueError("it is broken")
+        if path.is_dir():
+            checkpoint = read_parts(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config = checkpoint["run"]["config"]
+        data, task = config["data"], config["task"]
+    except Exception as error:  # torch has many kinds for a file that is broken or not its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
+    _refuse_strangers([data, task])
+    return checkpoint, OmegaConf.create(config)
+
+
+def _refuse_strangers(config: Any) -> None:
+    """Refuse every `_target_`, at any depth, that is not of a trusted place and kind."""
+    if isinstance(config, list):
+        for value in config:
+            _refuse_strangers(value)
+    elif isinstance(config, dict):
+        _refuse_strangers(list(config.values()))
+        target = config.get("_target_")
+        if target is not None and not _trusted(str(target)):
+            raise UserError(
+                f"This checkpoint wants to run {target}, which is not trusted. If you trust it, add"
+                f" its package to TRUSTED or its class to KINDS in {Path(__file__).name}."
+            )
+    elif "${" in str(config):  # would be looked up in parts of the file that are not checked
+        raise UserError(
+            f"This checkpoint's config is not resolved ({config}): it is not from this project."
+        )
+
+
+def _trusted(target: str) -> bool:
+    # By name before it is imported, by its origin after: torch.os.system begins with torch, too.
+    if not target.startswith(TRUSTED):
+        return False
+    named = get_object(target)
+    origin = f"{getattr(named, '__module__', '')}."
+    if origin.startswith(OURS):
+        return not origin.startswith(NOT_OURS)
+    return origin.startswith(TRUSTED) and isinstance(named, type) and issubclass(named, KINDS)
+
+
+def is_loadable(path: Path) -> bool:
+    """Return whether a checkpoint is as it was written, and can be read."""
+    try:
+        if path.is_dir():
+            refuse_code(path)
+        file = path / EXTRA_STATE if path.is_dir() else path
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch has many kinds for a file that is broken
+        return False
+    return checksum_matches(path)
+
+
+def refuse_another_run(path: Path, task: LightningModule, cfg: DictConfig) -> None:
+    """Say why a run of `cfg` cannot resume from the checkpoint of another one.
+
+    Raises:
+        UserError: it has only weights, or those of another model, or another optimizer's state.
+    """
+    checkpoint, trained = read(path)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(f"{path} has only weights. Pass init_from={path} to start from them.")
+    there, here = checkpoint["state_dict"], task.state_dict()
+    if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
+        raise UserError(f"{path} is of another model. Pass init_from={path} to load what fits.")
+    optimizer = trained.get("optimizer", {}).get("_target_")
+    if optimizer != (cfg.get("optimizer") or {}).get("_target_"):
+        raise UserError(f"{path} is of {optimizer}. Pass init_from={path} to start from its weights.")
+
+
+def load_weights(task: LightningModule, path: Path) -> None:
+    """Copy into `task` what a checkpoint has under the same name and of the same shape.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    there, here = read(path)[0]["state_dict"], task.state_dict()
+    fits = {k: v for k, v in there.items() if k in here and here[k].shape == v.shape}
+    if not fits:
+        raise UserError(f"{path} has no weight that fits this model. Use another init_from.")
+    task.load_state_dict(fits, strict=False)
+    new = ", ".join(name for name in here if name not in fits)
+    log.info(f"Starting from the weights of {path}" + (f", except {new}" if new else ""))
+
+
+def trained_run(path: Path, cfg: DictConfig, folder: Path) -> tuple[Run, dict[str, Any]]:
+    """Return the run of a checkpoint, ready to be built on this machine's device, and its weights.
+
+    Args:
+        path: the checkpoint.
+        cfg: configs/evaluate.yaml or predict.yaml; its `data` and `task` change those of the run.
+        folder: where results go.
+    """
+    checkpoint, trained = read(path)
+    requested: Any = OmegaConf.create(OmegaConf.to_container(cfg))  # takes new keys
+    for group in ("data", "task"):
+        requested[group] = OmegaConf.merge(trained[group], cfg.get(group) or {})
+    requested.seed = trained.seed
+    wanted, here = device.requested(requested), device.probe()
+    try:  # the precision of the training, where it is possible here
+        as_trained = replace(wanted, precision=trained.trainer.precision)
+        settings = device.resolve(as_trained if wanted.precision == "auto" else wanted, here)
+    except UserError:
+        settings = device.resolve(wanted, here)
+    if settings.num_devices > 1:
+        raise UserError("evaluate and predict use one device. Remove trainer.devices.")
+    log.info(f"{device.line(settings, requested)}; from {path}")
+    return Run(requested, settings, RunFolder(folder), trains=False), checkpoint["state_dict"]
+
+
+def load_state(task: LightningModule, weights: dict[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint into its task.
+
+    Raises:
+        UserError: the code has changed since.
+    """
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} was made by other code than this: {reason}") from error
+    task.eval()

@@ -1,0 +1,98 @@
+"""How a checkpoint is written: whole or not at all, with the run's config, in plain data."""
+
+import copy
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ..errors import UserError
+from ..files import checksum_matches, is_url, write_whole
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Lightning's, with whole files, and a warning in place of an end when the disk is full.
+
+    Weights without the optimizer, such as the best, are kept in memory until they can be written: no
+    later file takes their place. A checkpoint to resume from is not, since a newer one will.
+
+    Args:
+        config: the run's, as plain data; every file gets it under the key `run`.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.proven = False  # that what is written can be read
+        self.unwritten: dict[Path, dict[str, Any]] = {}
+
+    def annotate(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = {"config": self.config}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        self.annotate(checkpoint)
+        if is_url(str(path)):  # a user's own ModelCheckpoint(dirpath="s3://...")
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        weights_only = "optimizer_states" not in checkpoint
+        self.unwritten.pop(Path(path), None)
+        for earlier in list(self.unwritten):
+            # Before the next one: that would say that this one is there.
+            if not self._write(self.unwritten[earlier], earlier):
+                if weights_only:
+                    self.unwritten[Path(path)] = copy.deepcopy(checkpoint)
+                return
+            del self.unwritten[earlier]
+        if not self._write(checkpoint, Path(path)) and weights_only:
+            self.unwritten[Path(path)] = copy.deepcopy(checkpoint)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> bool:
+        try:
+            write_whole(path, lambda file: torch.save(checkpoint, file))
+        except OSError as error:
+            log.warning(f"{path} cannot be written, training continues: {error}")
+            return False
+        if not self.proven:
+            _prove(path)
+            self.proven = True
+        return True
+
+    def flush(self) -> None:
+        """Write what could not be written before.
+
+        Raises:
+            UserError: the disk is still full.
+        """
+        for path in list(self.unwritten):
+            if not self._write(self.unwritten.pop(path), path):
+                raise UserError(f"{path} cannot be written. Free some space, and train again.")
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if is_url(str(path)):
+            return super().load_checkpoint(path, *args, **kwargs)
+        if Path(path).is_dir():
+            raise UserError(
+                f"{path} is of a run with trainer=fsdp on several devices. Use the same again, or"
+                f" start from its weights: init_from={path}."
+            )
+        if not checksum_matches(Path(path)):
+            raise UserError(f"{path} is broken. Add resume=never, or use another checkpoint.")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def _prove(path: Path) -> None:
+    """Refuse at the first checkpoint what would otherwise be found out when one is needed."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = re.search(r"Unsupported \w+: (.*?) was not", str(error))
+        raise UserError(
+            f"A checkpoint of this run could not be read again ({reason[1] if reason else error}):"
+            " hyper-parameters and states must be tensors and plain Python data."
+        ) from error

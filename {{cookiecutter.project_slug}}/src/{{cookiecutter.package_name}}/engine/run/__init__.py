@@ -1,0 +1,21 @@
+"""One run: its identity, its folder, the signals that end it."""
+
+from .folder import RunFolder, find, initial_checkpoint, write_json
+from .identity import identity, plain_config, training_limits
+from .open import Run, open_run, run_folder, validate
+from .signals import Signals
+
+__all__ = [
+    "Run",
+    "RunFolder",
+    "Signals",
+    "find",
+    "identity",
+    "initial_checkpoint",
+    "open_run",
+    "plain_config",
+    "run_folder",
+    "training_limits",
+    "validate",
+    "write_json",
+]

@@ -1,0 +1,95 @@
+"""What a run is a function of: code, config, seed and data. Its folder is named after their hash."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .folder import initial_checkpoint, weights_file
+
+# The parts of the config that decide the weights, or which of them are kept. The task contains its
+# model, optimizer and scheduler.
+HASHED = ("seed", "data", "task", "trainer", "callbacks", "matmul_precision", "compile")
+# Within these, what decides nothing: the device and its loaders, how long to train, what is shown.
+LIMITS = ("max_epochs", "max_steps", "max_time")
+NOT_HASHED = {
+    "data": ("num_workers", "pin_memory", "persistent_workers", "cache"),
+    "trainer": (
+        *("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler"),
+        *LIMITS,
+    ),
+}
+# Folders of the package whose code decides nothing.
+TOOLS = ("tools",)
+
+
+def identity(cfg: DictConfig) -> str:
+    """Return the first 8 hex digits of a hash over the deciding config and the code."""
+    deciding = {key: value for key, value in plain_config(cfg).items() if key in HASHED}
+    for group, keys in NOT_HASHED.items():
+        deciding[group] = {k: v for k, v in (deciding.get(group) or {}).items() if k not in keys}
+    if deciding["data"].pop("global_batch_size", None) is not None:
+        # The batch size of a device follows from it, on one device or on eight.
+        deciding["data"]["batch_size"] = {"global": cfg.data.global_batch_size}
+    if (cfg.get("scheduler") or {}).get("interval") == "step":  # a schedule over all steps
+        deciding["trainer"]["max_steps"] = cfg.trainer.max_steps
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    for key in ("ckpt_path", "init_from"):
+        if (start := initial_checkpoint(cfg, key)) is not None:
+            with weights_file(start).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, code in source_code(Path(__file__).parents[2]):
+        digest.update(f"\0{name}\0{code}".encode())
+    return digest.hexdigest()[:8]
+
+
+def source_code(package: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and code of each module, without what no result depends on.
+
+    Comments, docstrings and formatting are left out, so that editing them starts no new run; hidden
+    files and folders, which editors and notebooks leave, are skipped.
+    """
+    for source in sorted(package.rglob("*.py")):
+        name = source.relative_to(package)
+        if name.parts[0] not in TOOLS and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix(), essence(source.read_text(encoding="utf-8"))
+
+
+def essence(source: str) -> str:
+    """Return the syntax tree of `source` as text, the same on every Python from 3.11 on.
+
+    `ast.dump` would not do: from Python 3.13 on it leaves out what is empty.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = body[0] if body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                if isinstance(first.value.value, str):  # a docstring
+                    node.body = body[1:]
+    return _text(tree)
+
+
+def _text(node: Any) -> str:
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if name != "ctx")
+        inner = [f"{name}={_text(value)}" for name, value in fields if value not in (None, [])]
+        return f"{type(node).__name__}({','.join(inner)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_text, node))}]"
+    return repr(node)
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the resolved config as plain Python data, which is all that a checkpoint may hold."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def training_limits(cfg: DictConfig) -> dict[str, Any]:
+    """Return how long `cfg` trains: of two runs with one identity, one may have trained longer."""
+    return {key: cfg.trainer.get(key) for key in LIMITS}

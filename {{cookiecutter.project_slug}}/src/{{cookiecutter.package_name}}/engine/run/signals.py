@@ -1,0 +1,67 @@
+"""How a run that is told to stop ends: after its step, saved, with a status that says why."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from ..parallel.torchrun import torchrun_layout
+
+# What a person (SIGINT), a container, a cluster or a cloud (the others) sends before it kills.
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # as far as known here
+
+
+class Signals:
+    """While it is entered, a signal stops the run: at once, or where `deferred` at the next batch.
+
+    The exit status is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second
+    signal ends the process on the spot; files are written so that this harms none.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+        # seconds in which a second signal is the first one, which torchrun has passed on
+        self.again = 2 if torchrun_layout() else 0
+        self._since = 0.0
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        self.take_over()
+        return self
+
+    def take_over(self) -> None:
+        """Also where Lightning would put its own handler for SIGTERM in front."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets only the main thread handle signals
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            # Ignored: a script has started this in the background and means to keep Ctrl-C off it.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before = signal.signal(number, self._handle)
+                self._before.setdefault(number, before)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
+        if self.received is not None:
+            if time.monotonic() - self._since < self.again:
+                return
+            os._exit(128 + number)
+        self.received, self._since = number, time.monotonic()
+        if hasattr(signal, "SIGCHLD"):  # PyTorch raises in here if a worker dies of the same signal
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if not self.deferred:
+            self.exit()
+
+    def exit(self) -> None:
+        """End with the status of the signal, which another process of the run may have got."""
+        sys.exit(128 + (self.received or signal.SIGTERM))

@@ -1,0 +1,232 @@
+"""Everything that trains or tests, put together from a run's config."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
+
+from . import device
+from .errors import UserError
+from .parallel.torchrun import from_rank_zero, init_process_group
+from .report.metrics_csv import MetricsCSV
+from .report.monitors import Monitors
+from .resume.callback import Resume
+from .resume.checkpoint import (
+    is_loadable,
+    load_state,
+    load_weights,
+    read,
+    refuse_another_run,
+    trained_run,
+)
+from .resume.checkpoint_io import CheckpointIO
+from .run import Run, find, initial_checkpoint, plain_config
+from .speed import fast_loop
+from .speed.compile import FirstStep, compile_in_place
+from .speed.fused import FusedOptimizers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Built:
+    """The objects of a run.
+
+    Args:
+        trainer: with the engine's callbacks, the user's and the loggers.
+        task: with its model, on the CPU.
+        datamodule: not yet set up.
+        resume_from: the checkpoint with which `fit` begins.
+        compiled: whether the task's modules are compiled.
+    """
+
+    trainer: Trainer
+    task: LightningModule
+    datamodule: LightningDataModule
+    resume_from: Path | None = None
+    compiled: bool = False
+
+
+def build(run: Run) -> Built:
+    """Build what the run's config describes, for the run's device.
+
+    A run that trains begins from its newest checkpoint, from `ckpt_path`, or with the weights of
+    `init_from`.
+
+    Raises:
+        UserError: the checkpoint does not fit.
+    """
+    cfg = run.config
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(run.settings.matmul_precision)
+    datamodule = instantiate(cfg.data, _convert_="all")  # plain lists, should it keep them
+    task = instantiate(cfg.task, _convert_="partial")
+    callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
+    if not run.trains:
+        trainer = instantiate(cfg.trainer, callbacks=callbacks)
+        return Built(trainer, task, datamodule)
+
+    compiled = run.settings.compiles(sum(p.numel() for p in task.parameters()))
+    if compiled:
+        compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
+        callbacks.append(FirstStep())
+    own = from_rank_zero("newest", lambda: run.folder.newest(is_loadable))
+    if own is not None and not own.exists():
+        raise UserError(f"{own} is not on this host. Put runs_dir where every host sees it.")
+    if cfg.resume == "must" and own is None:
+        raise UserError(f"No checkpoint in {run.folder.path} can be loaded. Remove resume=must.")
+    start = own or _initial(cfg, task)
+    resume = Resume(
+        run.folder,
+        seed=cfg.seed,
+        every_n_minutes=cfg.save.every_n_minutes,
+        every_n_steps=cfg.save.every_n_steps,
+        signals=run.signals,
+        same_run=own is not None,
+        device_name=run.settings.name + (", compiled" if compiled else ""),
+        enabled=not cfg.trainer.get("fast_dev_run") and cfg.trainer.get("enable_checkpointing", True),
+    )
+    engine: list[Callback] = [resume, FusedOptimizers(), Monitors()]
+    # The logger that a user chooses is `self.logger`: ours comes last.
+    loggers = sorted(_all(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV))
+    if not loggers:  # which LearningRateMonitor refuses
+        callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
+    trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers)
+    trainer.strategy.checkpoint_io = CheckpointIO(plain_config(run.requested))
+    if cfg.fast_loop:
+        fast_loop.install(trainer)
+    return Built(trainer, task, datamodule, start, compiled)
+
+
+def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
+    """Build what a checkpoint was trained with, with its weights.
+
+    Args:
+        checkpoint: a file, or a folder that FSDP has written.
+        cfg: configs/evaluate.yaml or predict.yaml.
+        folder: where the callbacks write.
+    """
+    run, weights = trained_run(checkpoint, cfg, folder)
+    built = build(run)
+    load_state(built.task, weights, checkpoint)
+    return built
+
+
+def _all(group: Any) -> list[Any]:
+    """Return the objects of a config group: `callbacks`, `logger`."""
+    return [one for one in instantiate(group or {}).values() if one is not None]
+
+
+def _initial(cfg: DictConfig, task: LightningModule) -> Path | None:
+    if (weights := initial_checkpoint(cfg, "init_from")) is not None:
+        load_weights(task, weights)
+    if (other := initial_checkpoint(cfg, "ckpt_path")) is not None:
+        refuse_another_run(other, task, cfg)
+    return other
+
+
+def fit(run: Run, built: Built) -> Path | None:
+    """Train to the end, from wherever the run was.
+
+    Returns:
+        The checkpoint of the best weights, or of the last where nothing says which are the best.
+
+    Raises:
+        SystemExit: a signal has ended the run; what it has learned is saved.
+        UserError: the disk is full.
+    """
+    trainer, folder = built.trainer, run.folder
+    folder.share("checkpoints", in_parts=run.settings.strategy == "fsdp")
+    init_process_group(trainer.strategy)
+    trainer.fit(built.task, built.datamodule, ckpt_path=built.resume_from)
+    resume = next(one for one in trainer.callbacks if isinstance(one, Resume))  # type: ignore[attr-defined]
+    if resume.any_rank(run.signals.received is not None):
+        run.signals.exit()
+    best = _best(trainer)
+    if resume.enabled:
+        trainer.save_checkpoint(folder.last, weights_only=True)
+        trainer.strategy.checkpoint_io.flush()
+        best = best or folder.last
+    folder.share("weights")
+    seed_everything(run.config.seed, workers=True, verbose=False)  # the same test from anywhere
+    return best if best is not None and best.exists() else None
+
+
+def _best(trainer: Trainer) -> Path | None:
+    """Return the best weights of the first callback that keeps them by a metric."""
+    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    paths = (keeper.best_model_path for keeper in keepers if keeper.monitor)
+    return next((Path(path) for path in paths if path), None)
+
+
+def summary(trainer: Trainer) -> dict[str, float]:
+    """Return what the training was: epochs, steps, and the best score of each monitored metric."""
+    metrics: dict[str, float] = {
+        "epochs": trainer.fit_loop.epoch_progress.current.ready,
+        "steps": trainer.global_step,
+    }
+    for keeper in trainer.checkpoint_callbacks:
+        if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
+            metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
+    return metrics
+
+
+def test(built: Built, checkpoint: Path | None = None) -> dict[str, float]:
+    """Return the test metrics, computed in float32 so that every device gives the same.
+
+    Args:
+        built: what to test.
+        checkpoint: whose weights to test; None: those that the task has.
+    """
+    task, datamodule = built.task, built.datamodule
+    if not is_overridden("test_step", task):
+        log.info(f"{type(task).__name__} has no test_step: nothing is tested.")
+        return {}
+    if not any(is_overridden("test_dataloader", owner) for owner in (datamodule, task)):
+        log.info(f"{type(datamodule).__name__} has no test_dataloader: nothing is tested.")
+        return {}
+    metrics: dict[str, float] = {}
+    with float32(built.trainer):
+        for tested in built.trainer.test(task, datamodule, ckpt_path=checkpoint, verbose=False):
+            metrics |= tested  # one dict for each test dataloader
+    return metrics
+
+
+@contextlib.contextmanager
+def float32(trainer: Trainer) -> Iterator[None]:
+    """Compute in float32, without autocast, TF32 and torch.compile, whatever trained the weights."""
+    precision = trainer.strategy.precision_plugin
+    if isinstance(precision, MixedPrecision):
+        trainer.strategy.precision_plugin = Precision()
+    try:
+        with device.exact_float32(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        trainer.strategy.precision_plugin = precision
+
+
+def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, LightningDataModule]:
+    """Return the task (best weights, evaluation mode, CPU) and the datamodule, for a notebook.
+
+        task, datamodule = load_run("latest")
+
+    Args:
+        run: a run's folder, a checkpoint, or `latest`.
+        runs_dir: where `latest` looks.
+    """
+    _, path = find(run, runs_dir)
+    checkpoint, trained = read(path)
+    task = instantiate(trained.task, _convert_="partial")
+    load_state(task, checkpoint["state_dict"], path)
+    settings = device.resolve(device.Requested(), device.probe())
+    return task, instantiate(device.apply(trained, settings).data, _convert_="all")

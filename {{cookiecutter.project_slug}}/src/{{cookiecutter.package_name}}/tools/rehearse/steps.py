@@ -1,0 +1,156 @@
+"""The user's own training, validation, test and predict steps, rehearsed."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from lightning import LightningDataModule, LightningModule
+
+from ...engine.errors import UserError
+from . import batches
+from .disguise import Calls, disguised
+from .findings import Finding
+from .memory import Meter
+from .performance import Performance, quiet_lightning
+from .places import of_error
+from .recording import MADE_ELSEWHERE, Recorder
+from .stage import SMALL, Stage
+from .standin import StandIn
+
+
+@dataclass
+class Rehearsal:
+    """What happened on the stage."""
+
+    findings: list[Finding]
+    guesses: list[Any] = field(default_factory=list)  # values that were made up on the way
+    meter: Meter = field(default_factory=Meter)
+    task: LightningModule | None = None  # as it left the stage
+    saved: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has beside weights
+
+
+def rehearse_steps(
+    build: Callable[[], LightningModule],
+    datamodule: LightningDataModule,
+    taken: dict[str, Any],
+    target: str,
+    *,
+    precision: str = "32-true",
+    trainer: dict[str, Any] | None = None,
+    accept: dict[str, str] | None = None,
+    limit: int | None = SMALL,
+) -> Rehearsal:
+    """Run every step of a task.
+
+    Args:
+        build: gives a task that is of no use afterwards: it has moved to the stage.
+        taken: the batches, from `batches.take`.
+        limit: elements of the largest tensor whose values are kept; None: of all.
+    """
+    device = torch.device("cpu") if target == "cpu" else torch.device(target, 0)
+    recorder, meter = Recorder(device, accept or {}), Meter(device)
+
+    def made(func: Any, given: list[Any], result: Any, needed_values: bool) -> None:
+        recorder.made(func, given, result, needed_values)
+        meter.made(result)
+
+    stage = Stage(
+        device,
+        watch=recorder.watch,
+        made=made,
+        part=recorder.part,
+        guessed=recorder.guessed,
+        limit=limit,
+    )
+    calls = Calls(device, event=recorder.event, called=recorder.called, guessed=recorder.guessed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_lightning())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(disguised(stage, recorder.event))
+        # In one thread: that of the stage, and in the order of the forward pass.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(_parameters_stay_themselves())
+        stack.enter_context(_shown_to(recorder))
+        stack.enter_context(batches.given(datamodule, taken))
+        stack.enter_context(calls)
+        stack.enter_context(stage)
+        rehearsal = Rehearsal(recorder.findings, recorder.guesses, meter)
+
+        def perform() -> None:
+            task = rehearsal.task = build()
+            settings = trainer or {}
+            performance = Performance(task, datamodule, recorder, stage, precision, settings, meter)
+            for part in performance.parts(taken):
+                _try(recorder, part)
+            meter.count(performance.optimizers(), task)
+            rehearsal.saved = performance.saved()
+
+        _try(recorder, perform)
+    return rehearsal
+
+
+def _try(recorder: Recorder, part: Callable[[], Any]) -> None:
+    """Run a part; what it raises is a finding, unless it follows from one that is there already."""
+    before = {finding for finding in recorder.findings if finding.severity == "fails"}
+    try:
+        part()
+    except (UserError, InstantiationException):
+        raise  # a mistake in the config, which every command tells in a sentence
+    except Exception as error:
+        recorder.stage, stage = "", recorder.stage
+        place = of_error(error.__traceback__)
+        broken = {f for f in recorder.findings if f.severity == "fails" and f.kind in HIDES}
+        if broken - before or (broken and not stage):
+            return
+        file, line = place or (None, None)
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        if "same device" in message:  # checked by PyTorch itself, before an operator is called
+            kind, severity, fix = "device", "fails", MADE_ELSEWHERE
+            message = message.replace("meta", recorder.target.type)
+        elif _undecided(error, recorder):
+            kind, severity, fix = "undecided", "unknown", "try it on the device itself"
+        else:
+            kind, severity, fix = "error", "fails", "run it with trainer.accelerator=cpu debug=fast"
+        recorder.findings.append(
+            Finding(
+                kind, severity, f"{type(error).__name__}: {message}", fix, file, line, None, stage
+            )
+        )
+
+
+HIDES = ("device", "vendor")  # what goes on after these as if it were right may fail later
+
+
+def _undecided(error: Exception, recorder: Recorder) -> bool:
+    """Whether it failed because of how it is rehearsed, and not by a fault of its own."""
+    said = str(error)
+    hardware = ("not compiled with CUDA", "NVIDIA driver", "not linked with support", "MPS backend")
+    return (
+        bool(recorder.guesses)
+        or isinstance(error, NotImplementedError)
+        or "meta" in said.lower()
+        or any(words in said for words in hardware)
+    )
+
+
+@contextlib.contextmanager
+def _parameters_stay_themselves() -> Iterator[None]:
+    """`.to()` and `.double()` change a parameter in place: it may be shared, or in a list."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@contextlib.contextmanager
+def _shown_to(recorder: Recorder) -> Iterator[None]:
+    before, StandIn.on_show = StandIn.on_show, staticmethod(recorder.shown)
+    try:
+        yield
+    finally:
+        StandIn.on_show = before

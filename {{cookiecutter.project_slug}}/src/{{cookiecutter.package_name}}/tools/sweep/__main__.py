@@ -1,0 +1,109 @@
+"""Many runs, each a fresh process of `train`; the same command again goes on where it was.
+
+    python -m <package>.sweep model.width=128,256 optimizer.lr=0.01,0.001  # every combination
+    python -m <package>.sweep sweep=seeds                      # mean and interval over seeds
+    python -m <package>.sweep sweep=kfold model.width=128,256  # cross-validation of both
+    python -m <package>.sweep sweep=optuna sweep.num_runs=50   # a search; needs the extra sweep
+    python -m <package>.sweep sweep=optuna 'optimizer.lr=tag(log,interval(0.001,0.1))'
+    python -m <package>.sweep sweep.num_workers=2 seed=1,2,3   # two at once, each on its GPU
+
+All else on the command line is for `train`. Exit status 0: all is done; 1: a run has failed; 130 or
+143: stopped, and the same command goes on.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from ...engine import cli
+from ...engine.errors import UserError
+from ...engine.signals import Stop
+from .command import Command
+from .listed import METHODS, Listed
+from .results import show, write
+from .space import read_space
+from .workers import compute
+
+log = logging.getLogger(__name__)
+
+
+def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> Any:
+    """The runs of a sweep, which is a Listed or a Study; nothing is started.
+
+    Args:
+        cfg: configs/sweep.yaml, composed with what is the same for all runs.
+        name: of its folder; what `sweep=` chose.
+        command: what is the same for all runs, as it was typed.
+        swept: `model.width=128,256` and the like.
+    """
+    chosen = cfg.sweep
+    if chosen.num_workers < 1:
+        raise UserError(f"sweep.num_workers={chosen.num_workers} is too small: use 1 or more.")
+    space = read_space(chosen.space, swept, command.fixed)
+    if chosen.method in METHODS:
+        return Listed(cfg, name, command, space)
+    if chosen.method != "optuna":
+        raise UserError(f"sweep.method={chosen.method} is none of {', '.join(METHODS)}, optuna.")
+    from .study import Study
+
+    return Study(cfg, name, command, space)
+
+
+def sweep(runs: Any, num_workers: int) -> bool:
+    """Compute the runs, or those that are left, and leave their table; whether none has failed."""
+    log.info(f"{runs.title}; writing to {runs.folder}")
+    with Stop() as stop:
+        stop.deferred = True  # until the runs have been saved
+        compute(runs, num_workers, stop)
+        rows = runs.rows()
+        write(runs, rows)
+        show(runs, rows)
+        if stop.signal is not None:
+            log.info("Interrupted; the same command goes on.")
+            stop.exit()
+    return not any(row.state == "failed" for row in rows)
+
+
+def take_swept(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments with one value, and those with several: Hydra takes these only after -m."""
+    parser = OverridesParser.create()
+    one: list[str] = []
+    several: list[str] = []
+    for argument in arguments:
+        try:
+            is_swept = "=" in argument and parser.parse_override(argument).is_sweep_override()
+        except HydraException:  # Hydra says what is wrong with it
+            is_swept = False
+        (several if is_swept else one).append(argument)
+    return one, several
+
+
+def main() -> None:
+    arguments, swept = take_swept(sys.argv[1:])
+    if {"-m", "--multirun"} & set(arguments):
+        sys.exit("Leave -m out: this command is for many runs.")
+    sys.argv[1:] = arguments
+
+    def program(cfg: DictConfig) -> None:
+        ours = ("sweep=", "sweep.", "+sweep.", "++sweep.", "~sweep.")
+        overrides = [*HydraConfig.get().overrides.task]
+        command = Command(
+            flags=tuple(argument for argument in arguments if argument not in overrides),
+            fixed=tuple(override for override in overrides if not override.startswith(ours)),
+        )
+        name = str(HydraConfig.get().runtime.choices["sweep"])
+        if not sweep(plan(cfg, Path(name).name, command, swept), cfg.sweep.num_workers):
+            sys.exit(1)
+
+    cli.run(program, "sweep")
+
+
+if __name__ == "__main__":
+    main()

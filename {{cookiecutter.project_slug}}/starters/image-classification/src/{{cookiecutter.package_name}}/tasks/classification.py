@@ -1,0 +1,83 @@
+"""Classification: cross-entropy and accuracy."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+
+class ClassificationTask(L.LightningModule):
+    """
+    Args:
+        model: takes inputs (batch, ...) to logits (batch, num_classes).
+        optimizer: takes parameters to an optimizer, `_partial_: true` in its YAML.
+        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where its
+            `interval` is `step` the number of steps, too.
+        label_smoothing: how much of the target probability is spread over all classes in training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        scheduler: dict[str, Any],
+        *,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters("label_smoothing")
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        logits = self(inputs)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss)
+        self.log("train/acc", accuracy(logits, targets), on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Return class probabilities, (batch, num_classes)."""
+        return self(batch[0]).softmax(dim=-1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        length = {}
+        if self.scheduler["interval"] == "step":
+            length = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+        scheduler = self.scheduler["scheduler"](optimizer, **length)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {**self.scheduler, "scheduler": scheduler},
+        }
+
+    def _evaluate(self, batch: list[Tensor], split: str) -> Tensor:
+        """Log loss and accuracy; return the logits, which callbacks/confusion.py counts."""
+        inputs, targets = batch
+        logits = self(inputs)
+        metrics = {
+            f"{split}/loss": F.cross_entropy(logits, targets),
+            f"{split}/acc": accuracy(logits, targets),
+        }
+        self.log_dict(metrics, prog_bar=True, sync_dist=True)
+        return logits
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the fraction of samples whose largest logit is that of their class."""
+    return (logits.argmax(dim=-1) == targets).float().mean()
