@@ -31,7 +31,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     run = open_run(cfg)  # the device is chosen, the folder found
     if run.results is not None:
-        log.info(f"{run.folder.path} is finished. Add resume=never to train it again in a new folder.")
+        log.info(f"{run.folder.path} is finished. Add resume=never to train again in a new folder.")
         return run.results
     if run.needs_torchrun:  # one process for each GPU
         return run.launch()

@@ -79,6 +79,7 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
                 sys.exit(said)
             raise
 
+    _open_closed_streams()
     sys.argv[1:] = [as_typed(word, text) for word in sys.argv[1:]]
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
@@ -94,6 +95,21 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
         if said := sentence(error, config_name):
             sys.exit(said)
         raise
+    finally:
+        try:
+            sys.stdout.flush()
+        except (AttributeError, OSError):  # closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _open_closed_streams() -> None:
+    """Let a run go on whose output nobody reads any more: `train | head -1`, `train >&-`."""
+    logging.raiseExceptions = False  # a log message that cannot be printed is no error of the run
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would become standard output
+            os.open(os.devnull, os.O_RDWR)
 
 
 def as_typed(override: str, text: str) -> str:
@@ -111,7 +127,7 @@ def as_typed(override: str, text: str) -> str:
 
 
 def sentence(error: Exception, config_name: str) -> str | None:
-    """A user's mistake, told on one line; None for a bug of ours, which deserves its traceback."""
+    """Return a user's mistake as one sentence; None for a bug, which keeps its traceback."""
     match error:
         case UserError():
             return _one_line(error)
@@ -133,17 +149,17 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return f"{key}: {_one_line(cause)}"
         case OverrideParseException() if "=" not in str(error.override):
             key = "run" if config_name in ("evaluate", "predict") else "KEY"
-            return f"{error.override} is not KEY=VALUE: say {key}={error.override}."
+            return f"{error.override} is not KEY=VALUE. Write {key}={error.override}."
         case OverrideParseException():
             why = str(error.message).splitlines()[0]
-            return f"{error.override} cannot be read ({why}): quote it, as in key=\"'value'\"."
+            return f"{error.override} cannot be read ({why}). Quote it, as in key=\"'value'\"."
         case MissingMandatoryValue():
-            return f"{error.full_key} is missing: add {error.full_key}=... to the command."
+            return f"{error.full_key} is missing. Add {error.full_key}=... to the command."
         case HydraException() if "To sweep over it" in str(error):
             several = str(error).partition("'")[2].partition("'")[0]
-            return f"{several} has several values: python -m {ROOT} sweep trains each."
+            return f"{several} has several values. python -m {ROOT} sweep trains each."
         case HydraException() if "Could not override 'sweep'" in str(error):
-            return f"sweep= is for many runs: python -m {ROOT} sweep computes them."
+            return f"sweep= is for many runs. Use python -m {ROOT} sweep."
         case HydraException() | OmegaConfBaseException():
             refused = re.search(r"ould not override '([^'@]+)'", str(error))
             with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line
@@ -157,8 +173,12 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
+        case ZeroDivisionError() if _of_optimizer(error):
+            return "scheduler: its warm-up is shorter than one step. Raise pct_start, or train longer."
+        case TypeError() | ValueError() if _of_optimizer(error):
+            return f"optimizer or scheduler: {_one_line(error)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"The disk is full ({error}): free some space, and give the same command again."
+            return f"The disk is full ({error}). Free some space, and give the same command again."
         case RuntimeError() if "conditioned on metric" in str(error):  # EarlyStopping's monitor
             wanted, _, *logged = re.findall("`([^`]+)`", str(error))
             return f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}"
@@ -167,7 +187,7 @@ def sentence(error: Exception, config_name: str) -> str | None:
         return _one_line(error)
     if "out of memory" in str(error):
         return (
-            "The device ran out of memory: lower data.batch_size, and raise"
+            "The device ran out of memory. Lower data.batch_size, and raise"
             " trainer.accumulate_grad_batches to keep the effective batch size."
         )
     return None
@@ -175,7 +195,7 @@ def sentence(error: Exception, config_name: str) -> str | None:
 
 def show(metrics: Mapping[str, Any]) -> None:
     """Print the results at the end of a command."""
-    width = max(map(len, metrics))
+    width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         log.info(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
 
@@ -220,6 +240,13 @@ def _raised_in_our_code(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [Path(frame.filename).is_relative_to(Path(__file__).parents[1]) for frame in frames]
     return any(ours[-1:] if isinstance(error, ValueError) else ours)
+
+
+def _of_optimizer(error: BaseException) -> bool:
+    """Whether PyTorch has refused what a task's `configure_optimizers` gave it, such as lr=-1."""
+    frames = traceback.extract_tb(error.__traceback__)
+    from_task = any(frame.name == "configure_optimizers" for frame in frames)
+    return from_task and "/torch/optim/" in Path(frames[-1].filename).as_posix()
 
 
 def _same_kind(old: Any, new: Any) -> bool:

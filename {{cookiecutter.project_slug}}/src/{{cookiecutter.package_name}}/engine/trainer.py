@@ -45,14 +45,14 @@ class Built:
     Args:
         trainer: with the engine's callbacks, the user's and the loggers.
         task: with its model, on the CPU.
-        datamodule: not yet set up.
+        datamodule: a LightningDataModule, not yet set up.
         resume_from: the checkpoint with which `fit` begins.
         compiled: whether the task's modules are compiled.
     """
 
     trainer: Trainer
     task: LightningModule
-    datamodule: LightningDataModule
+    datamodule: Any
     resume_from: Path | None = None
     compiled: bool = False
 
@@ -94,7 +94,7 @@ def build(run: Run) -> Built:
         signals=run.signals,
         same_run=own is not None,
         device_name=run.settings.name + (", compiled" if compiled else ""),
-        enabled=not cfg.trainer.get("fast_dev_run") and cfg.trainer.get("enable_checkpointing", True),
+        enabled=_saves(cfg),
     )
     engine: list[Callback] = [resume, FusedOptimizers(), Monitors()]
     # The logger that a user chooses is `self.logger`: ours comes last.
@@ -120,6 +120,10 @@ def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
     built = build(run)
     load_state(built.task, weights, checkpoint)
     return built
+
+
+def _saves(cfg: DictConfig) -> bool:
+    return not cfg.trainer.get("fast_dev_run") and cfg.trainer.get("enable_checkpointing", True)
 
 
 def _all(group: Any) -> list[Any]:
@@ -155,7 +159,9 @@ def fit(run: Run, built: Built) -> Path | None:
     best = _best(trainer)
     if resume.enabled:
         trainer.save_checkpoint(folder.last, weights_only=True)
-        trainer.strategy.checkpoint_io.flush()
+        files = trainer.strategy.checkpoint_io
+        assert isinstance(files, CheckpointIO)
+        files.flush()
         best = best or folder.last
     folder.share("weights")
     seed_everything(run.config.seed, workers=True, verbose=False)  # the same test from anywhere

@@ -27,7 +27,7 @@ def requested(cfg: DictConfig) -> Requested:
 def apply(cfg: DictConfig, choice: Settings) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
-    answer["strategy"] = _built(cfg, choice)
+    answer["strategy"] = _strategy(cfg, choice)
     if cfg.trainer.get("sync_batchnorm") and choice.world_size > 1 and choice.accelerator == "cpu":
         raise UserError("trainer.sync_batchnorm=true needs CUDA: leave it out on the CPU.")
     settled = OmegaConf.merge(
@@ -46,22 +46,22 @@ def apply(cfg: DictConfig, choice: Settings) -> DictConfig:
     return settled
 
 
-def _built(cfg: DictConfig, choice: Settings) -> Any:
-    """The strategy as the Trainer takes it."""
+def _strategy(cfg: DictConfig, choice: Settings) -> Any:
+    """Return the strategy as the Trainer takes it."""
     if choice.strategy == "fsdp":  # FSDP2; Lightning's own `fsdp` is its predecessor
         strategy = f"{ROOT}.engine.parallel.fsdp.ShardedStrategy"
         return {"_target_": strategy, "data_parallel_size": choice.world_size}
     exact = choice.accelerator == "cpu" or cfg.trainer.get("deterministic")
     if choice.strategy == "ddp" and exact and choice.world_size > 2:
         # Else DDP puts the gradients in another order after the first step of every start, in which
-        # a sum of more than two rounds otherwise: a run that goes on would not have the same bits.
+        # a sum of more than two rounds otherwise: a resumed run would not have the same bits.
         strategy = "lightning.pytorch.strategies.DDPStrategy"
         return {"_target_": strategy, "find_unused_parameters": True}
     return choice.strategy
 
 
 def batch_size(cfg: DictConfig, choice: Settings) -> int:
-    """Of one device: as asked for, or what keeps `data.global_batch_size` on these devices.
+    """Return that of one device: as requested, or what keeps `data.global_batch_size`.
 
     Raises:
         UserError: it cannot be split.
@@ -85,10 +85,11 @@ def _devices_of(choice: Settings) -> str:
 
 
 def line(choice: Settings, cfg: DictConfig) -> str:
-    """The one line that a run starts with."""
+    """Return the first line that a run prints."""
     said = f"{choice.accelerator} ({choice.name}), {choice.precision}, {_devices_of(choice)}"
     if choice.num_nodes > 1:
         said += f" on {choice.num_nodes} hosts"
     if "batch_size" in cfg.data:
         each, accumulated = batch_size(cfg, choice), cfg.trainer.get("accumulate_grad_batches", 1)
         said += f", effective batch size {each * choice.world_size * accumulated}"
+    return f"{said}: {choice.reasons['accelerator']}"

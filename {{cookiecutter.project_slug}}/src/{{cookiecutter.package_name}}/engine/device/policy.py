@@ -23,7 +23,7 @@ LARGE = 10_000_000  # parameters of a model whose steps are soon worth half a mi
 
 @dataclass(frozen=True)
 class Requested:
-    """What the config asks for, in Lightning's words; `auto` leaves it to the policy."""
+    """What the config requests, in Lightning's words; `auto` leaves it to the policy."""
 
     accelerator: Any = "auto"
     devices: Any = "auto"
@@ -43,7 +43,7 @@ class Requested:
             )
         if self.matmul_precision not in MATMUL_PRECISIONS:
             raise UserError(
-                f"matmul_precision={self.matmul_precision} is none of"
+                f"matmul_precision={self.matmul_precision} must be one of:"
                 f" {', '.join(MATMUL_PRECISIONS)}."
             )
         if self.compile not in ("auto", True, False):
@@ -73,7 +73,7 @@ class Settings:
 
     @property
     def num_devices(self) -> int:
-        """Of this host."""
+        """The devices of this host."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
     def compiles(self, num_parameters: int) -> bool:
@@ -85,10 +85,10 @@ class Settings:
 
 
 def resolve(want: Requested, has: Hardware) -> Settings:
-    """The policy.
+    """Return what this hardware makes of a request.
 
     Raises:
-        UserError: this machine cannot do what is asked.
+        UserError: this machine cannot do what is requested.
     """
     accelerator, why = _accelerator(want, has)
     required = want.require_accelerator
@@ -116,7 +116,7 @@ def resolve(want: Requested, has: Hardware) -> Settings:
     }
     for field in ("matmul_precision", "pin_memory", "persistent_workers"):
         if getattr(want, field) != "auto":
-            policy[field] = getattr(want, field), "asked for"
+            policy[field] = getattr(want, field), "requested"
     if num_workers == 0:  # DataLoader refuses it
         policy["persistent_workers"] = False, "there are no workers"
     names = {"cpu": has.cpu, "mps": has.mps, "cuda": gpus[0].name if gpus else ""}
@@ -140,7 +140,7 @@ def _accelerator(want: Requested, has: Hardware) -> tuple[str, str]:
     possible = ("mps", "cuda") if want.accelerator == "gpu" else (want.accelerator,)
     for name in possible:
         if works[name]:
-            return name, "asked for"
+            return name, "requested"
     raise UserError(
         f"trainer.accelerator={want.accelerator}, but no {want.accelerator} works here{missed}:"
         " leave it out to use the best there is."
@@ -180,36 +180,36 @@ def _devices(want: Requested, has: Hardware, accelerator: str) -> tuple[Any, str
                 " leave trainer.devices out."
             )
         return asked, "one for each process of torchrun"
-    return asked, "asked for"
+    return asked, "requested"
 
 
 def _strategy(want: Requested, has: Hardware, accelerator: str, world_size: int) -> tuple[str, str]:
     asked = want.strategy
     if not isinstance(asked, str):  # one of Lightning's, by its _target_
-        return asked, "asked for"
+        return asked, "requested"
     if asked.startswith(("ddp", "fsdp")) and accelerator == "mps":
-        raise UserError(f"trainer.strategy={asked} does not run on MPS: leave it out.")
+        raise UserError(f"trainer.strategy={asked} does not run on MPS. Remove it.")
     if asked.startswith("fsdp_") or asked.endswith(("spawn", "fork", "notebook")):
         raise UserError(f"trainer.strategy={asked} must be one of: auto, ddp, fsdp.")
     if asked.startswith("ddp") and accelerator == "cuda" and has.system == "Windows":
         raise UserError(
-            f"trainer.strategy={asked} needs NCCL, which Windows lacks: use WSL or Linux."
+            f"trainer.strategy={asked} needs NCCL, which Windows lacks. Use WSL or Linux."
         )
     if asked in ("ddp", "fsdp") and world_size == 1:
         return "auto", f"one device needs no {asked}"
     if asked == "auto":
         return "ddp" if world_size > 1 else "auto", "follows from the devices"
-    return asked, "asked for"
+    return asked, "requested"
 
 
 def _precision(want: Requested, accelerator: str, ampere: bool) -> tuple[str, str]:
     asked = SHORT_PRECISIONS.get(want.precision, want.precision)
     if asked == "64-true" and accelerator == "mps":
-        raise UserError("trainer.precision=64-true is impossible on MPS: use 32-true, or the CPU.")
+        raise UserError("trainer.precision=64-true is impossible on MPS. Use 32-true, or the CPU.")
     if asked.startswith("16") and accelerator == "cpu":  # Lightning would take bf16 without a word
-        raise UserError(f"trainer.precision={asked} needs a GPU: use 32-true or bf16-mixed.")
+        raise UserError(f"trainer.precision={asked} needs a GPU. Use 32-true or bf16-mixed.")
     if asked != "auto":
-        return asked, "asked for"
+        return asked, "requested"
     if accelerator != "cuda":
         return "32-true", f"less is no faster or not safe on {accelerator}"
     if want.strategy == "fsdp" and not ampere:
@@ -221,8 +221,8 @@ def _precision(want: Requested, accelerator: str, ampere: bool) -> tuple[str, st
 def _num_workers(want: Requested, has: Hardware, num_processes: int) -> tuple[int, str]:
     if want.num_workers != "auto":
         if not isinstance(want.num_workers, int) or want.num_workers < 0:
-            raise UserError(f"data.num_workers={want.num_workers} is neither auto nor 0 or more.")
-        return want.num_workers, "asked for"
+            raise UserError(f"data.num_workers={want.num_workers} must be auto, 0 or more.")
+        return want.num_workers, "requested"
     if has.system != "Linux":
         return 0, f"on {has.system} each worker starts a Python of its own, which takes seconds"
     if has.cores <= 2:
@@ -233,14 +233,14 @@ def _num_workers(want: Requested, has: Hardware, num_processes: int) -> tuple[in
 
 def _compile(want: Requested, has: Hardware, accelerator: str) -> tuple[Any, str]:
     if want.compile is False:
-        return False, "asked for"
+        return False, "requested"
     if accelerator not in has.compiles:
         needs = {"cuda": CUDA_COMPILER}.get(accelerator, "a C++ compiler")
         if want.compile is True:
-            raise UserError(f"compile=true needs {needs}, which is not here: leave it out.")
+            raise UserError(f"compile=true needs {needs}, which is not here. Remove it.")
         return False, f"it needs {needs}"
     if want.compile is True:
-        return True, "asked for"
+        return True, "requested"
     if accelerator != "cuda":
         return False, f"it is slower, or not safe, on {accelerator}"
     if want.strategy == "fsdp":

@@ -82,7 +82,8 @@ class ShardedStrategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, path)
 
     def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
-        self.checkpoint_io.annotate(checkpoint)
+        files: Any = self.checkpoint_io  # ours, see resume/checkpoint_io.py
+        files.annotate(checkpoint)
         part = path.with_name(f"{path.name}.part")
         state = {"state_dict": checkpoint.pop("state_dict")}
         for number, optimizer in enumerate(checkpoint.pop("optimizer_states")):

@@ -66,12 +66,9 @@ def essence(source: str) -> str:
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = body[0] if body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):  # a docstring
-                    node.body = body[1:]
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
     return _text(tree)
 
 

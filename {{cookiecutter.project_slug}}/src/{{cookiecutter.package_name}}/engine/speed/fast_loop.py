@@ -45,12 +45,16 @@ TRANSFER_HOOKS = (
 )
 
 
+def is_checked() -> bool:
+    return lightning.__version__.startswith(CHECKED)
+
+
 def install(trainer: Trainer) -> bool:
     """Make the trainer's fit loop fast, if it is one that we know. Return whether it is."""
     loop: Any = trainer.fit_loop.epoch_loop
     precision = trainer.precision_plugin
     if (
-        not lightning.__version__.startswith(CHECKED)
+        not is_checked()
         or type(loop) is not _TrainingEpochLoop
         or type(trainer.strategy) is not SingleDeviceStrategy
         or type(precision) not in PRECISIONS

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..engine.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
     """Read an image file, a folder of them, or a .npy array.

@@ -42,7 +42,8 @@ class ClassificationTask(L.LightningModule):
         logits = self(inputs)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss)
-        self.log("train/acc", accuracy(logits, targets), on_step=False, on_epoch=True, prog_bar=True)
+        acc = accuracy(logits, targets)
+        self.log("train/acc", acc, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:

@@ -66,8 +66,9 @@ class LanguageModelingTask(L.LightningModule):
             batch: prompts (batch, time), and for each how many tokens the tokenizer has.
             batch_idx: not used.
         """
+        generate: Any = self.model.generate
         return [
-            self.model.generate(prompt, num_tokens=num_tokens, **self.generation)
+            generate(prompt, num_tokens=num_tokens, **self.generation)
             for prompt, num_tokens in zip(batch[0].tolist(), batch[1].tolist(), strict=True)
         ]
 

@@ -1,0 +1,89 @@
+"""Make `self.log` in every step cheap, with the values that Lightning's own gives.
+
+Lightning checks all of a call's options each time, and compares them with those of the call before.
+Here the first call of a key is Lightning's own. Later calls with the same options only pass the
+value to the object that Lightning has made for the key, so that the arithmetic, the place where the
+sums are kept and everything that reads them stay Lightning's. On a GPU nothing waits for a value.
+
+Names of Lightning that are not public, checked in the versions of fast_loop.CHECKED. In other
+versions nothing is installed:
+    LightningModule._current_fx_name                the hook that logs
+    Trainer._results, ._logger_connector            what was logged, and whether an epoch begins
+    _ResultMetric.forward, .has_reset, .meta        the sums of a key and its options
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+
+from .fast_loop import is_checked
+
+
+def install(task: LightningModule) -> bool:
+    """Make the task's `self.log` fast, if it is Lightning's own. Return whether it is."""
+    if not is_checked() or type(task).log is not LightningModule.log or "log" in vars(task):
+        return False
+    task.log = FastLog(task)  # type: ignore[method-assign]
+    return True
+
+
+class Known(NamedTuple):
+    """A key that was logged before."""
+
+    options: Any  # of the call, without name, value and batch size
+    result: Any  # Lightning's _ResultMetric, which has the sums
+
+
+class FastLog:
+    """`self.log` of a task."""
+
+    def __init__(self, task: LightningModule) -> None:
+        self.task = task
+        self.known: dict[str, Known] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"task": self.task, "known": {}}  # a copy of the task begins anew
+
+    def __call__(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        task, batch_size = self.task, options.pop("batch_size", None)
+        trainer, hook = task._trainer, task._current_fx_name
+        results: Any = None if trainer is None else trainer._results
+        if results is None or hook is None:
+            LightningModule.log(task, name, value, *args, batch_size=batch_size, **options)
+            return
+        key = f"{hook}.{name}"
+        if results.dataloader_idx is not None:
+            key += f".{results.dataloader_idx}"
+        connector, known = trainer._logger_connector, self.known.get(key)
+        if (
+            known is None
+            or known.result is not results.get(key)
+            or known.options != (args, options)
+            or connector.should_reset_tensors(hook)
+            or (tensor := as_scalar(value, known.result.value)) is None
+        ):
+            LightningModule.log(task, name, value, *args, batch_size=batch_size, **options)
+            self._remember(key, results.get(key), args, options)
+            return
+        result = known.result
+        result.forward(tensor, results._extract_batch_size(result, batch_size, result.meta))
+        result.has_reset = False
+        connector._current_fx = hook
+
+    def _remember(self, key: str, result: Any, *options: Any) -> None:
+        is_usual = result is not None and result.is_tensor and not result.meta.enable_graph
+        if is_usual and not result.meta.sync.should:
+            self.known[key] = Known(options, result)
+
+
+def as_scalar(value: Any, like: torch.Tensor) -> torch.Tensor | None:
+    """Return a number or 0-d tensor as a tensor, if that is safe to add to `like`. Else None."""
+    if type(value) is torch.Tensor:
+        fits = value.ndim == 0 and value.device == like.device
+        return value.detach() if fits else None
+    if type(value) in (float, int) and not abs(value) > 1e15:  # NaN is fine
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        # torch.tensor(value, device="cuda") would wait for the GPU.
+        return torch.full((), value, dtype=dtype, device=like.device)
+    return None
