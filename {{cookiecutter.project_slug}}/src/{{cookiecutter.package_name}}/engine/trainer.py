@@ -69,8 +69,7 @@ def build(run: Run) -> Built:
     cfg = run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
-    datamodule = instantiate(cfg.data, _convert_="all")  # plain lists, should it keep them
-    task = instantiate(cfg.task, _convert_="partial")
+    datamodule, task = build_data(cfg), build_task(cfg)
     callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
     if not run.trains:
         trainer = instantiate(cfg.trainer, callbacks=callbacks)
@@ -106,6 +105,15 @@ def build(run: Run) -> Built:
     if cfg.fast_loop:
         fast_loop.install(trainer)
     return Built(trainer, task, datamodule, start, compiled)
+
+
+def build_task(cfg: DictConfig) -> LightningModule:
+    """Build the task and its model, as every command does."""
+    return instantiate(cfg.task, _convert_="partial")  # plain lists and dicts: it may save them
+
+
+def build_data(cfg: DictConfig) -> LightningDataModule:
+    return instantiate(cfg.data, _convert_="all")
 
 
 def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
@@ -232,7 +240,7 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Lightni
     """
     _, path = find(run, runs_dir)
     checkpoint, trained = read(path)
-    task = instantiate(trained.task, _convert_="partial")
+    task = build_task(trained)
     load_state(task, checkpoint["state_dict"], path)
     settings = device.resolve(device.Requested(), device.probe())
-    return task, instantiate(device.apply(trained, settings).data, _convert_="all")
+    return task, build_data(device.apply(trained, settings))
