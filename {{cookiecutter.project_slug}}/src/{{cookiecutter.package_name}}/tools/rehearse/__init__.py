@@ -39,11 +39,11 @@ def rehearse_task(
         accept: operators that the CPU may compute for MPS in a training step, with reasons.
         sources: the files to read for literals; None: those of the project that are loaded.
     """
-    from .policy import request  # imports PyTorch, which --help need not wait for
+    from .policy import requested  # imports PyTorch, which --help need not wait for
     from .rehearsal import Rehearser
 
     settings = trainer or {}
     rehearser = Rehearser(
         task, data, trainer=settings, accept=accept or {}, memory=memory, sources=sources
     )
-    return [rehearser.on(target, request(target, settings)) for target in targets]
+    return [rehearser.on(target, requested(target, settings)) for target in targets]

@@ -2,15 +2,14 @@
 
 from dataclasses import replace
 
-from hydra.utils import instantiate
 from lightning import LightningModule
 from omegaconf import DictConfig
 
 from ...engine import device
-from ...engine.run import plain_config
+from ...engine.trainer import build_data, build_task
 from .findings import Verdict
 from .parity import compare
-from .policy import choice_for
+from .policy import settings_for
 from .rehearsal import Rehearser
 
 
@@ -25,16 +24,14 @@ class Experiment:
     def on(self, target: str) -> Verdict:
         """Without the hardware; and, where it is here, with it."""
         want = replace(self.want, accelerator=target, require_accelerator=None)
-        settled = device.apply(self.cfg, choice_for(target, want)[0])
+        settled = device.apply(self.cfg, settings_for(target, want)[0])
 
         def build() -> LightningModule:
-            task: LightningModule = instantiate(settled.task)
-            task.save_hyperparameters(plain_config(self.cfg))
-            return task
+            return build_task(settled)
 
         rehearser = Rehearser(
             build,
-            instantiate(settled.data),
+            build_data(settled),
             trainer=self.cfg.trainer,
             accept=self.cfg.rehearse.accept,
             memory=self.cfg.memory,

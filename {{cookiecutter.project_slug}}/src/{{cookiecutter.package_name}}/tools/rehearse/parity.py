@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ...engine.device import exact_float32
 from . import batches
 from .findings import Finding, Verdict
-from .performance import quiet_lightning
+from .step_runner import quiet_lightning
 
 STEPS = 5
 # How far apart results may be, relative to their size. Three digits are what float32 leaves of sums
@@ -54,7 +54,7 @@ def compare(
         return train(task, datamodule, taken, accelerator, precision)
 
     tolerance = TOLERANCES.get(precision, COARSEST)
-    found = partings(trace("cpu", "32-true"), trace(verdict.target, precision), tolerance)
+    found = differences(trace("cpu", "32-true"), trace(verdict.target, precision), tolerance)
     findings = [*verdict.findings, *found]
     how = f"{verdict.how}; and {STEPS} steps here, beside the CPU"
     return replace(verdict, findings=findings, how=how)
@@ -91,7 +91,7 @@ def train(
     return trace
 
 
-def partings(cpu: Trace, other: Trace, tolerance: float) -> list[Finding]:
+def differences(cpu: Trace, other: Trace, tolerance: float) -> list[Finding]:
     """What is further apart than the tolerance, the first of it by its name."""
     # A gradient that is only rounding noise is compared with the others; and an optimizer like Adam
     # moves its weight by the whole learning rate in either direction.

@@ -8,7 +8,8 @@ from types import FrameType, TracebackType
 
 import torch
 
-HERE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[2]
+MACHINERY = (PACKAGE / "engine", PACKAGE / "tools")
 INSTALLED = (
     Path(torch.__file__).parents[1],
     *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")),
@@ -19,12 +20,12 @@ Place = tuple[str, int]  # file, line
 
 @functools.cache
 def is_users(file: str) -> bool:
-    """Whether a file is part of the project, and not of Python, a library or this folder."""
+    """Whether a file is the user's own, and not of Python, a library, engine/ or tools/."""
     path = Path(file)
-    if file.startswith("<") or path.is_relative_to(HERE):
+    if file.startswith("<") or any(map(path.is_relative_to, MACHINERY)):
         return False
     # The project itself may be installed, too.
-    return path.is_relative_to(HERE.parent) or not any(map(path.is_relative_to, INSTALLED))
+    return path.is_relative_to(PACKAGE) or not any(map(path.is_relative_to, INSTALLED))
 
 
 @functools.cache

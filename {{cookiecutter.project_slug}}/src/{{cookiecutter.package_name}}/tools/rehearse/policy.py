@@ -15,7 +15,7 @@ MACHINES = {
 }
 
 
-def choice_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]:
+def settings_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]:
     """What the policy answers on such a machine; what it refuses is a finding.
 
     Args:
@@ -24,7 +24,7 @@ def choice_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]:
     try:
         return resolve(want, MACHINES[target]), []
     except UserError as refusal:
-        plain = Requested(accelerator=target, in_memory=want.in_memory)
+        plain = Requested(accelerator=target)
         message, _, fix = str(refusal).partition(": ")
         found = Finding("policy", "fails", message, fix or "leave it to auto")
         return resolve(plain, MACHINES[target]), [found]

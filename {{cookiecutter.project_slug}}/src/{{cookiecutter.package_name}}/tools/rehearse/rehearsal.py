@@ -15,7 +15,7 @@ from . import batches
 from .findings import Finding, Verdict, merged
 from .memory import parse, shown
 from .places import of_error
-from .policy import choice_for
+from .policy import settings_for
 from .sources import loaded_beside, vendor_literals
 from .steps import Rehearsal, rehearse_steps
 from .survives import checkpoint_findings, loader_findings, worker_findings
@@ -54,7 +54,7 @@ class Rehearser:
 
     def on(self, target: str, want: Requested) -> Verdict:
         """What would happen on `target`, where this is asked for."""
-        choice, findings = choice_for(target, want)
+        choice, findings = settings_for(target, want)
         if self.taken is None:
             return Verdict(target, "its data only", findings + self.no_data)
 

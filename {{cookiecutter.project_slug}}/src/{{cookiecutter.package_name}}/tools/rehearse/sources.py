@@ -16,12 +16,6 @@ CALLS = {
     "pin_memory": ".pin_memory() pins for CUDA, and on a Mac makes a tensor of the GPU",
 }
 FIX = "leave it to Lightning, or use self.device, or a tensor's own .device"
-OURS = (
-    "device.py",
-    "benchmark",
-    "doctor",
-    "rehearse",
-)  # which may know hardware
 
 
 def vendor_literals(files: Iterable[Path]) -> list[Finding]:
@@ -53,8 +47,7 @@ def loaded_beside(names: Iterable[str]) -> list[Path]:
     """The project's files that are loaded: those of the packages that these modules are in."""
     packages = {name.partition(".")[0] for name in names if _users_file(name) is not None}
     loaded = [name for name in sys.modules if name.partition(".")[0] in packages]
-    files = [file for name in loaded if (file := _users_file(name)) is not None]
-    return [file for file in files if not {file.name, file.parent.name} & set(OURS)]
+    return [file for name in loaded if (file := _users_file(name)) is not None]
 
 
 def _users_file(module: str) -> Path | None:

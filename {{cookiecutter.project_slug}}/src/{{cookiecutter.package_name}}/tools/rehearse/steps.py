@@ -11,13 +11,14 @@ from lightning import LightningDataModule, LightningModule
 
 from ...engine.errors import UserError
 from . import batches
-from .disguise import Calls, disguised
+from .calls import DeviceCalls
+from .fake_hardware import asked_the_driver, fake_hardware
 from .findings import Finding
 from .memory import Meter
-from .performance import Performance, quiet_lightning
+from .step_runner import StepRunner, quiet_lightning
 from .places import of_error
-from .recording import MADE_ELSEWHERE, Recorder
-from .stage import SMALL, Stage
+from .recorder import MADE_ELSEWHERE, Recorder
+from .meta_mode import SMALL, MetaMode
 from .standin import StandIn
 
 
@@ -57,7 +58,7 @@ def rehearse_steps(
         recorder.made(func, given, result, needed_values)
         meter.made(result)
 
-    stage = Stage(
+    mode = MetaMode(
         device,
         watch=recorder.watch,
         made=made,
@@ -65,24 +66,24 @@ def rehearse_steps(
         guessed=recorder.guessed,
         limit=limit,
     )
-    calls = Calls(device, event=recorder.event, called=recorder.called, guessed=recorder.guessed)
+    calls = DeviceCalls(device, event=recorder.event, called=recorder.called, guessed=recorder.guessed)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(disguised(stage, recorder.event))
+        stack.enter_context(fake_hardware(target, recorder.event, mode.note_autocast))
         # In one thread: that of the stage, and in the order of the forward pass.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_parameters_stay_themselves())
         stack.enter_context(_shown_to(recorder))
         stack.enter_context(batches.given(datamodule, taken))
         stack.enter_context(calls)
-        stack.enter_context(stage)
+        stack.enter_context(mode)
         rehearsal = Rehearsal(recorder.findings, recorder.guesses, meter)
 
         def perform() -> None:
             task = rehearsal.task = build()
             settings = trainer or {}
-            performance = Performance(task, datamodule, recorder, stage, precision, settings, meter)
+            performance = StepRunner(task, datamodule, recorder, mode, precision, settings, meter)
             for part in performance.parts(taken):
                 _try(recorder, part)
             meter.count(performance.optimizers(), task)
@@ -127,12 +128,11 @@ HIDES = ("device", "vendor")  # what goes on after these as if it were right may
 def _undecided(error: Exception, recorder: Recorder) -> bool:
     """Whether it failed because of how it is rehearsed, and not by a fault of its own."""
     said = str(error)
-    hardware = ("not compiled with CUDA", "NVIDIA driver", "not linked with support", "MPS backend")
     return (
         bool(recorder.guesses)
         or isinstance(error, NotImplementedError)
         or "meta" in said.lower()
-        or any(words in said for words in hardware)
+        or asked_the_driver(error)
     )
 
 

@@ -21,14 +21,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 
 from .memory import Meter
-from .recording import WIDE, Recorder
-from .stage import Stage
+from .recorder import WIDE, Recorder
+from .meta_mode import MetaMode
 
 STEPS = 2  # of the optimizer, whose state is made by the first
 TRAINER = {"max_epochs": 1000, "gradient_clip_val": None, "gradient_clip_algorithm": None}
 
 
-class Performance:
+class StepRunner:
     """One task on one stage, under Lightning's own Trainer."""
 
     def __init__(
@@ -36,14 +36,14 @@ class Performance:
         task: LightningModule,
         datamodule: LightningDataModule,
         recorder: Recorder,
-        stage: Stage,
+        mode: MetaMode,
         precision: str,
         settings: dict[str, Any],
         meter: Meter,
     ) -> None:
-        self.task, self.datamodule, self.recorder, self.stage = task, datamodule, recorder, stage
+        self.task, self.datamodule, self.recorder, self.mode = task, datamodule, recorder, mode
         self.settings = {**TRAINER, **{k: v for k, v in settings.items() if k in TRAINER}}
-        self.precision = _precision(precision, stage.target.type)
+        self.precision = _precision(precision, mode.target.type)
         self.meter = meter
         self.fitted: Trainer | None = None
 
@@ -53,14 +53,14 @@ class Performance:
         Lightning calls it after the hooks that may make more of them.
         """
         for name, tensor in (*self.task.named_parameters(), *self.task.named_buffers()):
-            if tensor.dtype in WIDE and self.stage.target.type == "mps":
+            if tensor.dtype in WIDE and self.mode.target.type == "mps":
                 self.recorder.add(
                     "dtype", "fails", f"{name} is {WIDE[tensor.dtype]}", "make it float32"
                 )
-        self.task._apply(self.stage.moved)
+        self.task._apply(self.mode.moved)
         for module in self.task.modules():
             if isinstance(module, LightningModule):
-                module._device = self.stage.target
+                module._device = self.mode.target
         self.meter.made([*self.task.parameters(), *self.task.buffers()])
 
     def parts(self, taken: dict[str, Any]) -> Iterator[Callable[[], Any]]:
@@ -100,7 +100,7 @@ class Performance:
     def _trainer(self) -> Trainer:
         return Trainer(
             accelerator=OnStage(),
-            strategy=StageStrategy(self.stage.target, self.move_in),
+            strategy=StageStrategy(self.mode.target, self.move_in),
             plugins=[self.precision],
             callbacks=[Cues(self.recorder)],
             logger=False,

@@ -25,7 +25,7 @@ LARGE = 2**25  # elements, beyond which nothing is computed just to learn a shap
 ATEN = torch.ops.aten
 
 
-class Stage(TorchDispatchMode):
+class MetaMode(TorchDispatchMode):
     """Computes every operator with stand-ins, and tells `watch` of it.
 
     Args:
@@ -103,6 +103,9 @@ class Stage(TorchDispatchMode):
             return
         finally:
             self.inside -= 1
+
+    def note_autocast(self, deeper: int) -> None:
+        self.autocast += deeper
 
     def moved(self, tensor: Tensor) -> Tensor:
         """A tensor on the target, as `.to()` gives it."""

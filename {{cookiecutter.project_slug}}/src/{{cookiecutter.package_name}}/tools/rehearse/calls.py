@@ -1,24 +1,21 @@
-"""What a program sees of the hardware, as it would be on the target."""
+"""Calls from Python that name the target, made on the device on which stand-ins are made."""
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .known_harm import NAMES
-from .stage import CPU, Stage
+from .meta_mode import CPU
 from .standin import META, StandIn, home, invented, value
 
 GPUS = ("mps", "cuda")
 
 
-class Calls(TorchFunctionMode):
+class DeviceCalls(TorchFunctionMode):
     """Turns each mention of the target in a call into the device that stand-ins are made on.
 
     Args:
@@ -46,6 +43,7 @@ class Calls(TorchFunctionMode):
             Tensor.__array__: self._array,
             Tensor.tolist: self._tolist,
             Tensor.pin_memory: lambda tensor, *args, **kwargs: tensor,
+            Tensor.record_stream: lambda tensor, stream: None,
             torch.tensor: self._from_data(torch.tensor),
             torch.as_tensor: self._from_data(torch.as_tensor),
             torch.asarray: self._from_data(torch.asarray),
@@ -133,69 +131,3 @@ class Calls(TorchFunctionMode):
         if value(tensor) is None:
             self.guessed("values")
         return invented(tensor)
-
-
-class Generator(torch.Generator):
-    """A generator for any device: on the CPU, where the numbers are drawn."""
-
-    def __new__(cls, device: Any = None) -> "Generator":
-        return super().__new__(cls, device="cpu")  # type: ignore[call-arg]
-
-
-@contextlib.contextmanager
-def disguised(stage: Stage, event: Callable[[str, str], None]) -> Iterator[None]:
-    """PyTorch's questions about the hardware answered as on the target of `stage`."""
-    target = stage.target.type
-    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
-
-    def synchronize(*args: Any) -> None:
-        event("sync", "synchronize")
-
-    # Autocast looks at the real device of a tensor, which here is none: it is only noted.
-    def enter_autocast(autocast: Any) -> Any:
-        stage.autocast += autocast._enabled
-        return autocast if autocast.device == "cpu" else enter(autocast)
-
-    def leave_autocast(autocast: Any, *error: Any) -> Any:
-        stage.autocast -= autocast._enabled
-        return None if autocast.device == "cpu" else leave(autocast, *error)
-
-    answers: list[tuple[str, Any]] = [
-        ("torch.cuda.is_available", lambda: target == "cuda"),
-        ("torch.cuda.device_count", lambda: int(target == "cuda")),
-        ("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True),
-        ("torch.cuda.synchronize", synchronize),
-        ("torch.cuda._lazy_init", lambda: None),
-        ("torch.cuda.amp.common.amp_definitely_not_available", lambda: target != "cuda"),
-        ("torch.backends.mps.is_available", lambda: target == "mps"),
-        ("torch.mps.synchronize", synchronize),
-        ("torch.mps.empty_cache", lambda: None),
-        ("torch.autocast.__enter__", enter_autocast),
-        ("torch.autocast.__exit__", leave_autocast),
-        ("torch.Generator", Generator),
-        ("torch.optim.optimizer._foreach_supported_types", [Tensor, nn.Parameter, StandIn]),
-        ("torch.optim.optimizer._group_tensors_by_device_and_dtype", _grouped),
-    ]
-    with contextlib.ExitStack() as stack:
-        for name, answer in answers:
-            stack.enter_context(mock.patch(name, answer))
-        # A compiled model runs as it is written: the same operators, and no compiler is needed.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _grouped(lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
-    """What an optimizer takes at once. PyTorch's own looks at the real device, which here is none.
-
-    Args:
-        lists: the weights, and what belongs to each: gradients and states, or an empty list.
-    """
-    indices: dict[Any, list[int]] = {}
-    for index, weight in enumerate(lists[0]):
-        indices.setdefault((home(weight), weight.dtype), []).append(index)
-    return {
-        key: ([[of[i] for i in chosen] if of else [] for of in lists], chosen)
-        for key, chosen in indices.items()
-    }
