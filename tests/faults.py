@@ -53,8 +53,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "mode=max",
         "scheduler=constant",
     ),
-    "workers": ("data.num_workers=2",),
-    "augment": ("data.augment=true", "data.num_workers=2"),
+    "workers": ("data._target_=jobs.DigitsInWorkers",),
+    "augment": ("data._target_=jobs.DigitsInWorkers", "data.augment=true"),
     "max_steps": ("trainer.max_steps=24",),
     "every_second_epoch": (
         "trainer.check_val_every_n_epoch=2",
@@ -71,7 +71,7 @@ LANGUAGE: dict[str, tuple[str, ...]] = {
     "dropout": (*TINY_GPT, "model.dropout=0.2", "model.positions=rotary"),
     "accumulate": (*TINY_GPT, "trainer.accumulate_grad_batches=4", "save.every_n_steps=1"),
     "own_text": (*TINY_GPT, "data.path={folder}/texts"),
-    "workers": (*TINY_GPT, "data.num_workers=2"),
+    "workers": (*TINY_GPT, "data._target_=jobs.TextInWorkers"),
 }
 
 
@@ -84,13 +84,15 @@ class Project:
         def module(name: str) -> Any:
             return importlib.import_module(f"{package}.{name}")
 
-        self.train, self.resume, self.Run = module("train"), module("resume"), module("run").Run
-        starter = module("cli").defaults("train", ())
+        self.train, self.resume = module("train"), module("engine.resume.callback")
+        self.RunFolder = module("engine.run").RunFolder
+        starter = module("engine.cli").defaults("train", ())
         self.task = get_class(starter.task._target_)
         self.variants, slow = VARIANTS, ("sklearn.datasets", "sklearn.model_selection")
         if self.task.__name__ == "LanguageModelingTask":
             self.variants, slow = LANGUAGE, ("pydoc_data.topics",)
             self.corpus = module("data.corpus")
+        os.environ["PACKAGE"] = package  # for jobs.py
         get_class(starter.data._target_)
         for name in ("matplotlib.pyplot", *slow):
             importlib.import_module(name)  # once, and not in every fork
@@ -136,23 +138,27 @@ class Project:
     @property
     def run(self) -> Any:
         (folder,) = (self.folder / "runs").iterdir()
-        return self.Run(folder)
+        return self.RunFolder(folder)
 
     def result(self) -> dict[str, Any]:
         """What must not depend on where a run was stopped."""
         run = self.run
         newest = load(run.checkpoints()[0])
-        for path in run.folder.glob("checkpoints/*.ckpt"):
+        for path in run.path.glob("checkpoints/*.ckpt"):
             load(path)  # every file is whole, and plain data
-        with (run.folder / "metrics.csv").open(newline="") as file:
+        with (run.path / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         tokens = sorted(self.folder.glob("data/tokens/*.tokens"))
         return {
             "tokens": [path.read_bytes() for path in tokens],
-            "weights": digest(run.checkpoints()[0]),
+            "weights": digest(run.last),
             "best": digest(run.best),
-            "schedulers": repr(newest["lr_schedulers"]),
-            "optimizers": repr(newest["optimizer_states"]),
+            # The last one is taken before the last step; after an early stop it may be another.
+            "newest": {
+                run.checkpoints()[0].name: repr(
+                    (newest["lr_schedulers"], newest["optimizer_states"])
+                )
+            },
             "rows": rows,
             "metrics": json.loads(run.metrics.read_text()),
         }
@@ -232,7 +238,7 @@ def long_validation(count: int, do: Callable[[], None]) -> Callable[[Project], N
     """A checkpoint is taken before a validation that takes long; here every one does."""
 
     def happens(project: Project) -> None:
-        project.resume.LONG, project.resume.PRICE = -1, 1e9
+        project.resume.LONG_VALIDATION_SECONDS, project.resume.MAX_OVERHEAD = -1, 1e9
         validation(count, do)(project)
 
     return happens
@@ -334,7 +340,7 @@ def spoiled(project: Project, options: tuple[str, ...], spoil: Callable[[Path], 
     project.train_once(options, lambda: step(17, send(KILL))(project))
     spoil(project.run.checkpoints()[0])
     status = project.train_once(options)
-    aside = len(list(project.run.folder.glob("checkpoints/*.broken")))
+    aside = len(list(project.run.path.glob("checkpoints/*.broken")))
     return "" if (status, aside) == (0, 1) else f"status {status}, {aside} put aside"
 
 
@@ -351,9 +357,9 @@ def two_at_once(project: Project, options: tuple[str, ...]) -> str:
 
 def again_after_the_end(project: Project, options: tuple[str, ...]) -> str:
     project.train_once(options)
-    before = {path: path.stat().st_mtime_ns for path in project.run.folder.rglob("*.*")}
+    before = {path: path.stat().st_mtime_ns for path in project.run.path.rglob("*.*")}
     status = project.train_once(options, lambda: at_call(project.task, "__init__", 1, fail))
-    after = {path: path.stat().st_mtime_ns for path in project.run.folder.rglob("*.*")}
+    after = {path: path.stat().st_mtime_ns for path in project.run.path.rglob("*.*")}
     return "" if status == 0 and before == after else f"status {status}, something was written"
 
 
@@ -463,7 +469,7 @@ def every_checkpoint(project: Project, options: tuple[str, ...], stride: int) ->
     """What differs after a resume from each `stride`-th checkpoint that a run can leave."""
 
     def keep() -> None:
-        project.Run.prune = lambda _: None
+        project.RunFolder.prune = lambda _: None
 
     options = (*options, "save.every_n_steps=1")
     home = project.folder
@@ -473,11 +479,11 @@ def every_checkpoint(project: Project, options: tuple[str, ...], stride: int) ->
     outcomes = []
     for checkpoint in whole.checkpoints()[::stride]:
         project.folder = cleared(home / "resumed")
-        started = project.folder / "runs" / whole.folder.name
+        started = project.folder / "runs" / whole.path.name
         (started / "checkpoints").mkdir(parents=True)
         for path in (checkpoint, whole.best):
             shutil.copy(path, started / "checkpoints")
-        shutil.copy(whole.folder / "metrics.csv", started)
+        shutil.copy(whole.path / "metrics.csv", started)
         status = project.train_once(options, keep)
         wrong = f"status {status}" if status else difference(project.result(), wanted)
         outcomes.append(wrong and f"{checkpoint.name}: {wrong}")
@@ -486,7 +492,9 @@ def every_checkpoint(project: Project, options: tuple[str, ...], stride: int) ->
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    return ", ".join(key for key in wanted if found[key] != wanted[key])
+    both = found["newest"].keys() & wanted["newest"].keys()
+    kinds = [key for key in wanted if key != "newest" and found[key] != wanted[key]]
+    return ", ".join([*kinds, *(name for name in both if found["newest"][name] != wanted["newest"][name])])
 
 
 def outcomes_of(

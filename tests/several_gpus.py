@@ -59,6 +59,7 @@ def result(folder: Path) -> dict[str, str]:
     newest = sorted(run.glob("checkpoints/step_*.ckpt"))[-1]
     hashed = {
         "newest": digest(newest),
+        "last": digest(run / "checkpoints" / "last.ckpt"),
         "best": digest(run / "checkpoints" / "best.ckpt"),
         "rows": hashlib.sha256((run / "metrics.csv").read_bytes()).hexdigest(),
         "metrics": (run / "metrics.json").read_text(),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import TEMPLATE, bake, run
+from conftest import TEMPLATE, run
 
-PACKAGE = "my_lightning_project"
+PACKAGES = {"image-classification": "image_project", "language-modeling": "text_project"}
 EVERYTHING = (*faults.FAULTS, *faults.OTHER)
 NEEDS_ROOT = tuple(name for name in faults.OTHER if name.startswith("disk_full"))  # to mount one
 STARTERS = {"image-classification": faults.VARIANTS, "language-modeling": faults.LANGUAGE}
@@ -22,34 +22,21 @@ ELSEWHERE = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
 
 
-def tried(project: Path, folder: Path, variant: str, *names: str) -> list[dict[str, object]]:
+def tried(starter: str, folder: Path, variant: str, *names: str) -> list[dict[str, object]]:
     """What `faults.py` says of each fault: how often it was tried, and how often all was the same."""
     folder.mkdir()
     done = run(
         sys.executable,
         TEMPLATE / "tests" / "faults.py",
         folder,
-        PACKAGE,
+        PACKAGES[starter],
         variant,
         ",".join(names),
-        PYTHONPATH=str(project / "src"),
         OMP_NUM_THREADS="1",
         TMPDIR=ELSEWHERE,  # a checkpoint that goes through there would be torn
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By starter. Not installed: another process of these tests may have one of the same name."""
-    folder = tmp_path_factory.mktemp("never_lost")
-    return {starter: bake(folder / starter, starter=starter) for starter in STARTERS}
-
-
-@pytest.fixture(scope="module")
-def project(projects: dict[str, Path]) -> Path:
-    return projects["image-classification"]
 
 
 def wrong(lines: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -67,21 +54,21 @@ def test_no_fault_changes_a_bit_of_the_default_job(
 
 @pytest.fixture(scope="module")
 def by_fault(
-    project: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, object]]:
     root = os.geteuid() == 0
     names = [fault for fault in EVERYTHING if root or fault not in NEEDS_ROOT]
     folder = tmp_path_factory.mktemp("default") / "runs"
-    lines = tried(project, folder, "default", *names, "killed_at_random=2")
+    lines = tried("image-classification", folder, "default", *names, "killed_at_random=2")
     return {str(line["fault"]): line for line in lines}
 
 
 @pytest.fixture(scope="module")
 def by_variant(
-    project: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, object]]:
     folder = tmp_path_factory.mktemp("variants") / "runs"
-    lines = tried(project, folder, ",".join(faults.VARIANTS), "every_checkpoint=12")
+    lines = tried("image-classification", folder, ",".join(faults.VARIANTS), "every_checkpoint=12")
     return {str(line["variant"]): line for line in lines}
 
 
@@ -94,11 +81,11 @@ def test_a_run_goes_on_from_its_checkpoints_to_the_same_bits(
 
 @pytest.fixture(scope="module")
 def language(
-    projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[dict[str, object]]:
     folder = tmp_path_factory.mktemp("language") / "runs"
     variants = ",".join(faults.LANGUAGE)
-    return tried(projects["language-modeling"], folder, variants, *FEW, "every_checkpoint=15")
+    return tried("language-modeling", folder, variants, *FEW, "every_checkpoint=15")
 
 
 @pytest.mark.parametrize("variant", faults.LANGUAGE)
@@ -111,10 +98,10 @@ def test_a_language_model_survives_a_kill_a_signal_and_a_torn_write(
 
 
 def test_a_kill_while_ones_own_text_is_read_leaves_the_same_tokens(
-    projects: dict[str, Path], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     read = tried(
-        projects["language-modeling"], tmp_path / "runs", "own_text", "killed_while_reading"
+        "language-modeling", tmp_path / "runs", "own_text", "killed_while_reading"
     )
     assert not wrong(read)
     assert read[0]["kills"] == 5
@@ -126,7 +113,6 @@ def test_a_kill_while_ones_own_text_is_read_leaves_the_same_tokens(
     ("starter", "variant"), [(name, variant) for name in STARTERS for variant in STARTERS[name]]
 )
 def test_no_fault_changes_a_bit_of_any_job(
-    projects: dict[str, Path],
     tmp_path: Path,
     starter: str,
     variant: str,
@@ -136,7 +122,7 @@ def test_no_fault_changes_a_bit_of_any_job(
     names = [fault for fault in EVERYTHING if os.geteuid() == 0 or fault not in NEEDS_ROOT]
     times = ["every_checkpoint", "killed_at_random=12"]
     times += ["killed_while_reading=4"] if variant == "own_text" else []
-    lines = tried(projects[starter], tmp_path / "runs", variant, *names, *times)
+    lines = tried(starter, tmp_path / "runs", variant, *names, *times)
     with capsys.disabled():
         print(f"\n{starter}, {variant}")
         for line in lines:

@@ -10,7 +10,7 @@ import pytest
 from conftest import bake, run
 from one_node_slurm import Cluster, cluster, missing, until
 
-TRAIN = "my_lightning_project.train"
+TRAIN = "image_project.train"
 SHORT = ("trainer.accelerator=cpu", "trainer.max_epochs=20", "data.batch_size=16")
 TWO = (*SHORT, "trainer.devices=2")
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")  # what this node has
@@ -25,7 +25,7 @@ pytestmark = [
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        project = bake(tmp_path_factory.mktemp("slurm"))
+        project = bake(tmp_path_factory.mktemp("slurm"), package_name="image_project")
         patch.setenv("PYTHONPATH", str(project / "src"))
         patch.chdir(project)
         with cluster(tmp_path_factory.mktemp("one_node")) as started:
@@ -49,7 +49,7 @@ def undisturbed(slurm: Cluster) -> dict[str, str]:
 def weights(runs: str) -> str:
     (folder,) = Path(runs).iterdir()
     assert (folder / "metrics.json").is_file(), "it is finished"
-    return faults.digest(max(folder.glob("checkpoints/step_*.ckpt")))
+    return faults.digest(folder / "checkpoints" / "last.ckpt")
 
 
 def log(job: str) -> str:
@@ -107,7 +107,7 @@ def test_whatever_slurm_does_to_a_job_it_ends_with_the_same_weights(
     stopped = disturb(slurm, job) or submit(slurm, *command)
     slurm.wait(stopped, "COMPLETED", seconds=300)
     said = log(job) if stopped == job else log(stopped)
-    (went_on,) = re.findall(r"Going on from \S+step_(\d+)\.ckpt", said)
+    (went_on,) = re.findall(r"Resuming from \S+step_(\d+)\.ckpt", said)
     assert int(went_on) > 2 * 1440 // 20 // int(processes), "saved when it was told to stop"
     assert weights(runs) == undisturbed[launch]
     if stopped == job:
@@ -121,7 +121,7 @@ def test_an_array_is_a_run_for_each_seed(slurm: Cluster, undisturbed: dict[str, 
     until(lambda: not slurm.run("squeue", "-h"), "the array has ended", 300)
     folders = [*Path("array").iterdir()]
     assert len(folders) == 2, array
-    found = {faults.digest(max(folder.glob("checkpoints/step_*.ckpt"))) for folder in folders}
+    found = {faults.digest(folder / "checkpoints" / "last.ckpt") for folder in folders}
     assert found == {undisturbed["train"], undisturbed["seed=1"]}
 
 

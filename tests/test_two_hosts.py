@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEMPLATE, bake
+from conftest import TEMPLATE
 from faults import SMALL
 from test_many_processes import PACKAGE, Place
 
@@ -71,9 +71,8 @@ def on_both(place: Place, hosts: list[str], *program: str) -> tuple[list[int], s
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    hosts: list[str], tmp_path_factory: pytest.TempPathFactory
+    hosts: list[str], project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    project = bake(tmp_path_factory.mktemp("two_hosts"))
     place = Place(project, tmp_path_factory.mktemp("undisturbed"))
     statuses, said = on_both(place, hosts, "-m", f"{PACKAGE}.train", *SMALL)
     assert statuses == [0, 0], said

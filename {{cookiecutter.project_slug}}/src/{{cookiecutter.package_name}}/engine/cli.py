@@ -42,12 +42,12 @@ CONFIGS = f"{ROOT}.configs"
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
     r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
-    r"The '\w+_dataloader' does not have many workers",  # device.py has chosen how many
+    r"The '\w+_dataloader' does not have many workers",  # engine/device has chosen how many
     r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
     r"The number of training batches .* is smaller than the logging interval",  # not all are
     r"GPU available but not used",  # it was asked not to be
-    r"find_unused_parameters=True was specified",  # for another reason, see device.py
+    r"find_unused_parameters=True was specified",  # for another reason, see device/apply.py
     r"Using `DistributedSampler` with the dataloaders",  # the README says it
     r"FSDP2-wrapped module .* returned a view tensor",  # nothing changes it in place
     r"torch.distributed is disabled, unavailable or uninitialized",  # one process reads the parts

@@ -31,7 +31,7 @@ from .resume.checkpoint import (
 )
 from .resume.checkpoint_io import CheckpointIO
 from .run import Run, find, initial_checkpoint, plain_config
-from .speed import fast_loop
+from .speed import fast_log, fast_loop
 from .speed.compile import FirstStep, compile_in_place
 from .speed.fused import FusedOptimizers
 
@@ -102,6 +102,7 @@ def build(run: Run) -> Built:
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
     trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers)
     trainer.strategy.checkpoint_io = CheckpointIO(plain_config(run.requested))
+    fast_log.install(task)
     if cfg.fast_loop:
         fast_loop.install(trainer)
     return Built(trainer, task, datamodule, start, compiled)

@@ -1,4 +1,4 @@
-"""What one of several processes wants, known to all of them before the same batch."""
+"""What one rank wants, known to all ranks before the same batch."""
 
 import time
 
@@ -11,19 +11,19 @@ MOST = 100  # batches, should they get slower
 
 
 class Agreement:
-    """The processes count batches, which are the same in all of them; their clocks are not."""
+    """Ranks agree after the same number of batches: these are the same on all, clocks are not."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.batches, self.every, self.at = 0, 1, time.monotonic()
 
     def is_time(self) -> bool:
-        """Once before each batch; the answer is the same in every process."""
+        """Return whether to call `any` now. Call it once a batch; every rank gets the same answer."""
         self.batches += 1
         return self.batches >= self.every
 
     def any(self, *wants: bool) -> list[bool]:
-        """For each wish whether any process has it. Every process must call this."""
+        """Return for each wish whether any rank has it. Every rank must call this."""
         pace = (time.monotonic() - self.at) / max(1, self.batches)
         device = self.trainer.strategy.root_device
         numbers = torch.tensor([*map(float, wants), pace], device=device)

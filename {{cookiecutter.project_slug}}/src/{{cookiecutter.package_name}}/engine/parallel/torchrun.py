@@ -1,4 +1,4 @@
-"""The processes of one run, one for each device: torchrun starts them, and ends them all with one.
+"""The processes of one run, one for each device: torchrun starts them, and stops all with one.
 
     torchrun --nproc-per-node 2 -m <package>.train experiment=NAME
 
@@ -29,13 +29,13 @@ from ..errors import UserError
 log = logging.getLogger(__name__)
 
 CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
-# What a process finds that waits for another one, which has ended.
+# Error messages of a rank whose peer has died.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 SECONDS = 15  # in which torchrun ends the others, once one has failed
 
 
 def torchrun_layout() -> tuple[int, int] | None:
-    """How many processes torchrun has started on each host, and on how many hosts, if it has."""
+    """Return (processes on each host, hosts) as torchrun has started them; None if it has not."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -43,12 +43,12 @@ def torchrun_layout() -> tuple[int, int] | None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that speaks, writes and decides."""
+    """Return whether this is the process that logs, writes and decides."""
     return torchrun_layout() is None or os.environ["RANK"] == "0"
 
 
 def from_rank_zero(what: str, choose: Callable[[], Path | None]) -> Path | None:
-    """What the first process has chosen, in every process: each sees the disk at another moment."""
+    """Return what rank 0 has chosen, on every rank: each sees the disk at another moment."""
     if torchrun_layout() is None:
         return choose()
     store = _store()
@@ -63,7 +63,7 @@ def from_rank_zero(what: str, choose: Callable[[], Path | None]) -> Path | None:
 
 
 def once_per_launch(what: str, choose: Callable[[], Path]) -> Path:
-    """What was chosen when torchrun started its processes, also where it has started them anew."""
+    """Return what was chosen at torchrun's start, also after it has restarted the processes."""
     if torchrun_layout() is None:
         return choose()
     if _torchrun().check([what]):
@@ -74,10 +74,10 @@ def once_per_launch(what: str, choose: Callable[[], Path]) -> Path:
 
 
 def init_process_group(strategy: Any) -> None:
-    """Make the process group, as Lightning would.
+    """Make the process group, in a store of its own.
 
-    It would in torchrun's store, where processes that are started anew find the addresses of those
-    from before; they then wait for the dead, or do not, by chance.
+    Lightning would use torchrun's store, where restarted processes find the addresses of the dead
+    ones, and wait for them.
     """
     import torch.distributed as dist
 
@@ -88,7 +88,7 @@ def init_process_group(strategy: Any) -> None:
     there, started = _store().add("there", 1), time.monotonic()
     while there < size:  # here, where a signal is handled, and not in PyTorch
         if time.monotonic() - started > strategy._timeout.total_seconds():
-            raise UserError("A process of this run has not come: look at what its host says.")
+            raise UserError("A process of this run has not started. See the output of its host.")
         time.sleep(0.05)
         there = _store().add("there", 0)
     on_gpu = strategy.root_device.type != "cpu"
@@ -116,7 +116,7 @@ def _torchrun() -> Any:
 
 @functools.cache
 def _store() -> Any:
-    """Of the processes that run now: its keys begin with a word that only the first one tells."""
+    """Return the store of the processes that run now: a restart gets another prefix."""
     from torch.distributed import DistError, PrefixStore, TCPStore
 
     host, size = os.environ["MASTER_ADDR"], int(os.environ["WORLD_SIZE"])
@@ -145,20 +145,20 @@ def _teller(host: str, size: int, word: str) -> Any:
 
 
 def refuse_wrong_launcher() -> None:
-    """To be called before PyTorch is imported.
+    """Refuse processes that would train the same run several times. Call it before importing torch.
 
     Raises:
-        UserError: processes have been started that would train the same run several times.
+        UserError: srun has started several, or torchrun a sweep.
     """
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if torchrun_layout() is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise UserError(
-            "srun has started several processes, which do not know of each other: let it start one"
-            f" torchrun a host, srun --ntasks-per-node=1 torchrun ... -m {ROOT}.train"
+            "srun has started several processes, which do not know of each other. Let it start one"
+            f" torchrun per host: srun --ntasks-per-node=1 torchrun ... -m {ROOT}.train"
         )
     if torchrun_layout() is not None and sweep:
         raise UserError(
-            f"torchrun cannot start a sweep: python -m {ROOT}.train -m ... starts the"
+            f"torchrun cannot start a sweep. python -m {ROOT}.train -m ... starts the"
             " processes of each run by itself."
         )
     if torchrun_layout() is not None:
@@ -166,14 +166,14 @@ def refuse_wrong_launcher() -> None:
 
 
 def launch(count: int, folder: Path) -> None:
-    """Give this command in `count` processes by torchrun, and wait for them.
+    """Run this command in `count` processes by torchrun, and wait for them.
 
     Args:
         folder: of the run, since of a sweep's jobs each has its own.
 
     Raises:
         SystemExit: with the status of the first process that failed, or of a signal.
-        UserError: it is not known which command this is, as in a notebook.
+        UserError: there is no command line to run again, as in a notebook.
     """
     if not HydraConfig.initialized():
         raise UserError(
@@ -203,7 +203,7 @@ def launch(count: int, folder: Path) -> None:
 
 
 def _command() -> list[str]:
-    """The words of this job: of a sweep, those of one run alone."""
+    """Return the arguments of this job; of a sweep, those of one run."""
     asked = HydraConfig.get()
     folders = [s.path for s in asked.runtime.config_sources if s.provider == "command-line"]
     flags = [f"--config-dir={path}" for path in folders]
@@ -212,7 +212,7 @@ def _command() -> list[str]:
 
 @contextlib.contextmanager
 def report_once() -> Iterator[None]:
-    """A mistake that all processes find is told once, and what follows from it not at all."""
+    """Print an error that all ranks raise once, and errors that follow from it not at all."""
     try:
         yield
     except Exception as error:
@@ -223,6 +223,6 @@ def report_once() -> Iterator[None]:
             time.sleep(SECONDS)  # within which torchrun ends this process
         if lost:
             raise UserError(
-                "Another process of this run has ended: the same command goes on where it was."
+                "Another process of this run has died. The same command resumes the run."
             ) from error
         raise

@@ -1,6 +1,5 @@
-"""metrics.csv, which goes on where it was when the run goes on."""
+"""metrics.csv: every logged row, which a resumed run continues at the row of its checkpoint."""
 
-import contextlib
 import csv
 import io
 import logging
@@ -9,118 +8,105 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from ..files import write_whole
 
 log = logging.getLogger(__name__)
 
-EVERY = 1.0  # seconds at least between two writes of rows
+WRITE_SECONDS = 1.0  # at least between two writes: a write takes as long as a small step
 
 
-class MetricsCSV(CSVLogger):
-    """Lightning's CSVLogger, without its own folder, and without deleting what stands there."""
+class MetricsCSV(Logger):
+    """Writes metrics.csv into `folder`.
+
+    Lightning's CSVLogger would do, but it deletes what stands there, and cannot take rows back.
+    """
+
+    name, version = "metrics.csv", ""
 
     def __init__(self, folder: str) -> None:
-        super().__init__(folder, name="", version="")
-        self.after_a_row, self.written = False, 0.0
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.columns: list[str] = []
+        self.pending: list[dict[str, Any]] = []  # rows that are not on disk yet
+        self.written, self.size = 0, 0  # rows on disk, and the bytes they take
+        self.written_at = 0.0
+        self.warned = False
 
-    @property
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            self._experiment = _Rows(self.log_dir)
-        return self._experiment
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
-        self.after_a_row = True
-
-    def save(self) -> None:
-        # Lightning asks for it after every row, which would take as long as a small step.
-        wait = self.after_a_row and time.monotonic() - self.written < EVERY
-        self.after_a_row = False
-        if not wait:
-            super().save()
-            self.written = time.monotonic()
-
-    def finalize(self, status: str) -> None:
-        self.after_a_row = False
-        super().finalize(status)
-
-    @property
-    def rows(self) -> int:
-        """How many are on the disk; set to fewer, the rest is dropped, newer than a checkpoint."""
-        self.experiment.save()
-        self.experiment.sync()
-        return int(self.experiment.rows)
-
-    @rows.setter
     @rank_zero_only
-    def rows(self, rows: int) -> None:
-        self.experiment.keep(rows)
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        self.pending.append({"step": step, **row})
+        if time.monotonic() - self.written_at >= WRITE_SECONDS:
+            self._write_pending()
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: they stand in config.yaml."""
 
-
-class _Rows(ExperimentWriter):
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        self.path = Path(self.metrics_file_path)
-        self.rows, self.size = 0, 0  # on disk; the size in bytes
-        self.header: list[str] = []
-        self.warned = False
-
-    def _check_log_dir_exists(self) -> None:
-        """Nothing: Lightning deletes the file here."""
-
-    def keep(self, rows: int) -> None:
-        """Go on after that many rows of the file, if it is there."""
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            there = csv.DictReader(file)
-            self.metrics_keys = list(there.fieldnames or [])
-            self._write(list(there)[:rows])
-
+    @rank_zero_only
     def save(self) -> None:
-        new = self.metrics
-        if not new:
+        self._write_pending()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._write_pending()
+
+    @property
+    def rows(self) -> int:
+        """How many rows are on disk, where they stay if the power goes."""
+        self._write_pending()
+        if self.written:
+            with self.path.open("rb+") as file:
+                os.fsync(file.fileno())
+        return self.written
+
+    @rows.setter
+    @rank_zero_only
+    def rows(self, rows: int) -> None:
+        """Drop all but the first `rows`, which are newer than a checkpoint."""
+        self.pending = []
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                there = csv.DictReader(file)
+                self.columns = list(there.fieldnames or [])
+                self._rewrite(list(there)[:rows])
+
+    def _write_pending(self) -> None:
+        if not self.pending:
             return
+        new = [key for row in self.pending for key in row if key not in self.columns]
         try:
-            self._record_new_keys()
-            if self.metrics_keys != self.header:
-                self._write(self._read() + new)
+            if new:
+                self.columns = sorted({*self.columns, *new})
+                self._rewrite(self._read() + self.pending)
             else:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
                     file.truncate(self.size)  # a write that failed may have left a part of a row
-                    csv.DictWriter(file, self.metrics_keys).writerows(new)
-                    file.flush()
-                self.rows, self.size = self.rows + len(new), self.path.stat().st_size
-        except OSError as error:  # kept, and written with the next ones
+                    csv.DictWriter(file, self.columns).writerows(self.pending)
+                self.written, self.size = self.written + len(self.pending), self._size()
+        except OSError as error:  # the rows are kept, and written with the next ones
             if not self.warned:
-                log.warning(f"{self.path} cannot be written, training goes on: {error}")
+                log.warning(f"{self.path} cannot be written, training continues: {error}")
             self.warned = True
             return
-        self.metrics, self.warned = [], False
-
-    def sync(self) -> None:
-        with contextlib.suppress(OSError), self.path.open("rb+") as file:
-            os.fsync(file.fileno())
+        self.pending, self.warned, self.written_at = [], False, time.monotonic()
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self.rows:
+        if not self.written:
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))[: self.rows]
+            return list(csv.DictReader(file))[: self.written]
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
+        writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
-        self.rows, self.size = len(rows), self.path.stat().st_size
-        self.header = list(self.metrics_keys)
+        self.written, self.size = len(rows), self._size()
+
+    def _size(self) -> int:
+        return self.path.stat().st_size

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Generator
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import (
@@ -73,7 +74,13 @@ class Bar(RichProgressBar):
 
 class EpochLines(ProgressBar):
     def disable(self) -> None:
-        """Nothing: only the first rank logs, and Lightning calls this on the others."""
+        """Nothing: only rank 0 logs, and Lightning calls this on the others."""
+
+    def enable(self) -> None:
+        """Nothing: the tuner's callbacks disable a bar while they search, and enable it again."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        log.info(" ".join(map(str, args)))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         log.info(epoch_line(trainer))

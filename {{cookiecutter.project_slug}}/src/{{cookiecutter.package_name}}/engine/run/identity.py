@@ -56,7 +56,7 @@ def source_code(package: Path) -> Iterator[tuple[str, str]]:
     for source in sorted(package.rglob("*.py")):
         name = source.relative_to(package)
         if name.parts[0] not in TOOLS and not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix(), essence(source.read_text(encoding="utf-8"))
+            yield name.as_posix(), essence(source.read_text(encoding="utf-8-sig"))
 
 
 def essence(source: str) -> str:
@@ -64,7 +64,10 @@ def essence(source: str) -> str:
 
     `ast.dump` would not do: from Python 3.13 on it leaves out what is empty.
     """
-    tree = ast.parse(source)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # being edited: whoever imports it is told
+        return source
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
@@ -73,13 +76,18 @@ def essence(source: str) -> str:
 
 
 def _text(node: Any) -> str:
+    if isinstance(node, ast.JoinedStr):  # to which Python 3.12 adds empty texts
+        node.values = [value for value in node.values if getattr(value, "value", None) != ""]
     if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if name != "ctx")
+        # `kind` is the u of u"text", which formatters remove.
+        fields = (
+            (key, value) for key, value in ast.iter_fields(node) if key not in ("ctx", "kind")
+        )
         inner = [f"{name}={_text(value)}" for name, value in fields if value not in (None, [])]
         return f"{type(node).__name__}({','.join(inner)})"
     if isinstance(node, list):
         return f"[{','.join(map(_text, node))}]"
-    return repr(node)
+    return ascii(node)  # what repr escapes differs with the version of Unicode
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a run that is told to stop ends: after its step, saved, with a status that says why."""
+"""Signals: a run that is told to stop saves a checkpoint, and exits with a status that says why."""
 
 import os
 import signal
