@@ -1,11 +1,11 @@
-"""All runs: what became of each, the one used last first.
+"""List all runs and what became of each, the one used last first.
 
-    python -m <package>.runs                        # those in runs/
-    python -m <package>.runs runs_dir=runs/debug
-    python -m <package>.runs --json                 # for programs
+    python -m <package> runs                        # those in runs/
+    python -m <package> runs runs_dir=runs/debug
+    python -m <package> runs --json                 # for programs
 
-A run is finished; live: a process trains it now; pruned by a sweep; resumable: the same command
-goes on with it; or broken: it cannot be used, or not go on. It reads files and imports no torch.
+A run is one of: finished; live, a process trains it now; pruned by a sweep; resumable, the same
+command continues it; broken, it cannot be used or not be resumed. Reads files and imports no torch.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from ..engine.files import CHECKSUMS
-from ..engine.run import Run
+from ..engine.run import RunFolder
 
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
@@ -29,7 +29,7 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLErr
 
 @dataclass
 class Listing:
-    """What the folder of a run says of it."""
+    """A line of the table: what the folder of a run says about it."""
 
     run: str
     state: str
@@ -39,14 +39,14 @@ class Listing:
     device: str = ""
     epochs: int | None = None
     steps: int | None = None
-    seconds: float | None = None  # of training, without what was lost by a kill
+    seconds: float | None = None  # of training, over all its processes
     why: str = ""  # it is broken
 
 
-def listing(run: Run) -> Listing:
-    files = [path.stat().st_mtime for path in (run.folder, *run.folder.rglob("*.*"))]
+def listing(run: RunFolder) -> Listing:
+    files = [path.stat().st_mtime for path in (run.path, *run.path.rglob("*.*"))]
     line = Listing(
-        run=str(run.folder),
+        run=str(run.path),
         state="live" if run.is_live() else "resumable",
         last_used=f"{datetime.fromtimestamp(max(files)):%Y-%m-%d %H:%M:%S}",
     )
@@ -54,7 +54,7 @@ def listing(run: Run) -> Listing:
         return line  # it has just begun
     try:
         _read(run, line)
-        line.why = _what_is_cut_off(run, line.state)
+        line.why = _cut_off(run, line.state)
     except BROKEN as error:
         line.why = " ".join(f"{type(error).__name__}: {error}".split())
     if line.why:
@@ -62,14 +62,14 @@ def listing(run: Run) -> Listing:
     return line
 
 
-def _read(run: Run, line: Listing) -> None:
+def _read(run: RunFolder, line: Listing) -> None:
     cfg = yaml.load(run.config.read_text(encoding="utf-8"), FAST)
     devices = cfg["trainer"]["devices"]
     num_devices = len(devices) if isinstance(devices, list) else devices
     line.device = cfg["device"]["name"] + (f" x {num_devices}" if num_devices != 1 else "")
     line.metric = cfg["monitor"]
     with contextlib.suppress(FileNotFoundError):
-        line.seconds = _seconds((run.folder / "log.txt").read_text(encoding="utf-8").splitlines())
+        line.seconds = _seconds((run.path / "log.txt").read_text(encoding="utf-8").splitlines())
     if run.metrics.is_file():
         results = json.loads(run.metrics.read_text(encoding="utf-8"))
         line.epochs, line.steps = results["epochs"], results["steps"]
@@ -78,7 +78,7 @@ def _read(run: Run, line: Listing) -> None:
         return
     if run.pruned.is_file() and line.state == "resumable":
         line.state = "pruned"
-    with contextlib.suppress(FileNotFoundError), (run.folder / "metrics.csv").open() as file:
+    with contextlib.suppress(FileNotFoundError), (run.path / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(line.metric)]
         if rows:
             best_of = min if cfg["mode"] == "min" else max
@@ -87,7 +87,7 @@ def _read(run: Run, line: Listing) -> None:
 
 
 def _seconds(log: Sequence[str]) -> float:
-    """From log.txt, where a process begins with the line that says what it trains on."""
+    """Add up the times of log.txt. Each process begins with the line that says where it writes."""
     total, begun, last = timedelta(), None, None
     for said in log:
         try:
@@ -101,37 +101,37 @@ def _seconds(log: Sequence[str]) -> float:
     return (total + (last - begun if begun and last else timedelta())).total_seconds()
 
 
-def _what_is_cut_off(run: Run, state: str) -> str:
-    """A file that should be whole and is not, as far as its end tells."""
+def _cut_off(run: RunFolder, state: str) -> str:
+    """Say which checkpoint lacks its end, if the run depends on it."""
     if state == "finished":
-        cut_off = run.best.is_file() and not _has_its_end(run.best)
-        return f"{run.best.name} is cut off" if cut_off else ""
-    there = run.checkpoints()
-    if state == "live" or not there or any(map(_has_its_end, there)):
+        weights = run.weights()
+        return f"{weights.name} is cut off" if weights and not _has_its_end(weights) else ""
+    checkpoints = run.checkpoints()
+    if state == "live" or not checkpoints or any(map(_has_its_end, checkpoints)):
         return ""
-    return "no checkpoint is whole: the same command begins anew"
+    return "no checkpoint is whole, so the same command starts from scratch"
 
 
 def _has_its_end(checkpoint: Path) -> bool:
-    if checkpoint.is_dir():  # in parts, of several processes
+    if checkpoint.is_dir():  # written in parts by several ranks
         return (checkpoint / CHECKSUMS).is_file()
     return zipfile.is_zipfile(checkpoint)
 
 
 def listings(runs_dir: Path) -> list[Listing]:
-    """All runs of a folder, the one used last first."""
+    """Return all runs of a folder, the one used last first."""
     folders = [
         path.parent for name in ("lock", "config.yaml") for path in runs_dir.glob(f"*/{name}")
     ]
-    runs = [Run(folder) for folder in sorted(set(folders))]
-    # One that was killed before it wrote anything has nothing to show.
-    begun = [run for run in runs if run.is_live() or [*run.folder.iterdir()] != [run.lock]]
+    runs = [RunFolder(folder) for folder in sorted(set(folders))]
+    # A run that was killed before it wrote anything has nothing to show.
+    begun = [run for run in runs if run.is_live() or [*run.path.iterdir()] != [run.lock]]
     found = [listing(run) for run in begun]
     return sorted(found, key=lambda line: line.last_used, reverse=True)
 
 
 def columns(table: Sequence[Sequence[str]]) -> str:
-    """Lines of words, one below the other."""
+    """Return lines in which the words of each column stand below each other."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [zip(line, widths, strict=True) for line in table]
     return "\n".join(
@@ -166,9 +166,9 @@ def main() -> None:
         elif argument.startswith("runs_dir="):
             runs_dir = Path(argument.removeprefix("runs_dir="))
         else:
-            sys.exit(f"{argument} says nothing here: there are runs_dir=FOLDER and --json.")
+            sys.exit(f"{argument} is not known. There are: runs_dir=FOLDER, --json.")
     if not runs_dir.is_dir():
-        sys.exit(f"There is no folder {runs_dir}: train, or say runs_dir=FOLDER.")
+        sys.exit(f"There is no folder {runs_dir}. Train a model, or pass runs_dir=FOLDER.")
     found = listings(runs_dir)
     if as_json:
         print(json.dumps([asdict(line) for line in found], indent=2))

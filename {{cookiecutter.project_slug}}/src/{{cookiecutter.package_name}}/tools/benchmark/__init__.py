@@ -1,1 +1,1 @@
-"""How fast is this experiment on each device here, beside a bare loop of the same model?"""
+"""How fast is this experiment on each device here, compared with a bare loop of the same model?"""

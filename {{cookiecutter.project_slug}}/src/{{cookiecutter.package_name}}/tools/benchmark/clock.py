@@ -1,4 +1,4 @@
-"""The same clock for both loops: it starts and ends between two steps of the optimizer."""
+"""The same clock for both loops. It starts and stops between two steps of the optimizer."""
 
 import functools
 import time
@@ -24,39 +24,45 @@ class Timing:
     """What one loop took for some optimizer steps."""
 
     steps: int
-    seconds: float  # of all steps, what is between them too, but for the validation
-    each: list[float]  # seconds of a step
-    first_step: float  # seconds of the very first, before those
-    loss: float  # of the last
-    memory: int | None  # bytes, at most
+    seconds: float  # of all steps and what is between them, without the validation
+    each: list[float]  # seconds of single steps
+    first_step: float  # seconds of the very first step, before those
+    loss: float  # of the last step
+    memory: int | None  # bytes, the peak
 
 
 class Clock:
-    """Counts the steps of any optimizer; from `warmup` on, `steps` of them are timed.
+    """Counts the steps of any optimizer, and times `steps` of them after the warm-up.
 
     Args:
         device: waited for at both ends.
         warmup: steps before, 1 or more.
         steps: how many to time.
-        patience: seconds after which fewer will do.
+        patience: seconds after which fewer steps are enough.
+        on_batch: called with each batch that is timed.
     """
 
     def __init__(
-        self, device: torch.device, warmup: int, steps: int, patience: float = float("inf")
+        self,
+        device: torch.device,
+        warmup: int,
+        steps: int,
+        *,
+        patience: float = float("inf"),
+        on_batch: Callable[[Any], None] | None = None,
     ) -> None:
         self.device, self.warmup, self.steps = device, warmup, steps
-        self.patience = patience
-        self.on_batch: Callable[[Any], None] | None = None  # called with each one that is timed
+        self.patience, self.on_batch = patience, on_batch
         self.done = 0  # steps
         self.marks: list[Any] = []
-        self.interrupted: set[int] = set()  # numbers of marks before which a validation was
+        self.interrupted: set[int] = set()  # the marks that follow a validation
         self.seconds_outside = 0.0
         self.batch_started: float | None = None
         self.first_step = self.began = self.ended = 0.0
         self.loss: Tensor | None = None
 
     def watch(self, task: LightningModule) -> None:
-        """See each batch of a task begin."""
+        """Look at each batch and the last loss of a task."""
         training_step = task.training_step
 
         @functools.wraps(training_step)
@@ -75,6 +81,7 @@ class Clock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """Count the steps of all optimizers in this context."""
         handle = register_optimizer_step_post_hook(self._after_step)
         try:
             yield
@@ -82,7 +89,7 @@ class Clock:
             handle.remove()
 
     def outside(self, other: Callable[[], Any]) -> Callable[[], Any]:
-        """A function whose time does not count."""
+        """Return the same function, whose time does not count."""
 
         def uncounted() -> Any:
             started = self._now()
@@ -95,10 +102,10 @@ class Clock:
         return uncounted
 
     def timing(self) -> Timing:
-        """What has been timed.
+        """Return what has been timed.
 
         Raises:
-            ValueError: the training ended before.
+            ValueError: the training ended too early.
         """
         if not self.ended or self.loss is None:
             raise ValueError(f"the training ended after {self.done} steps")

@@ -1,4 +1,4 @@
-"""What is asked of a device: to wait for it, its clock, its memory, and how fast it could be."""
+"""Questions to a device: is it done, its clock, its memory, and how fast it could be."""
 
 import re
 import sys
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-# Dense bfloat16 matrix products, TFLOP/s, as NVIDIA's data sheets have them (half of what they give
-# with sparsity). Lightning's own list has both kinds. A name that is not here has no MFU.
+# Dense bfloat16 matrix products in TFLOP/s, from NVIDIA's data sheets (half of their figures with
+# sparsity). Lightning's own list mixes both kinds. A GPU that is not listed has no MFU.
 PEAKS = {
     r"GB200": 2500,
     r"B200": 2250,
@@ -30,11 +30,11 @@ PEAKS = {
 }
 PART_OF_ONE = ("MIG", "Laptop", "Max-Q")  # slower than what the rest of the name says
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
-MATRICES = {"cuda": 8192, "mps": 4096}  # rows and columns of what is multiplied; 1024 on a CPU
+MATRIX_SIZE = {"cuda": 8192, "mps": 4096}  # rows and columns of `matmul_rate`; 1024 on a CPU
 
 
 def peak(name: str) -> float | None:
-    """FLOP/s of a GPU by its name, or None."""
+    """Return the FLOP/s of a GPU by its name, or None."""
     if any(part in name for part in PART_OF_ONE):
         return None
     for pattern, teraflops in PEAKS.items():
@@ -44,12 +44,12 @@ def peak(name: str) -> float | None:
 
 
 def wait(device: torch.device) -> None:
-    """Until it has done all that it was given."""
+    """Wait until the device has done all that it was given."""
     torch.get_device_module(device).synchronize()
 
 
 def mark(device: torch.device) -> Any:
-    """A moment in what the device does; on MPS, in what the CPU gives it to do."""
+    """Return a moment of the device; on MPS, of the CPU that gives it work."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -58,14 +58,14 @@ def mark(device: torch.device) -> Any:
 
 
 def between(earlier: Any, later: Any) -> float:
-    """Seconds from one mark to another, both of them over."""
+    """Return the seconds between two marks, when the device has passed both."""
     if isinstance(earlier, float):
         return float(later - earlier)
     return float(earlier.elapsed_time(later)) / 1000
 
 
-def forget_memory(device: torch.device) -> None:
-    """Begin to look for the peak anew."""
+def reset_memory(device: torch.device) -> None:
+    """Start to measure the peak anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if device.type != "cpu":
@@ -73,7 +73,7 @@ def forget_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: allocated at most on CUDA; taken from the driver on MPS; of the process on a CPU."""
+    """Return bytes: allocated at most on CUDA, by the driver on MPS, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if device.type == "mps":
@@ -87,17 +87,17 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """In what a precision of Lightning's multiplies matrices."""
+    """Return in what one of Lightning's precisions multiplies matrices."""
     return DTYPES[str(precision).partition("-")[0]]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the product of two square matrices, which is as fast as anything gets."""
-    size = MATRICES.get(device.type, 1024)
+    """Return the FLOP/s of the product of two square matrices: nothing is faster."""
+    size = MATRIX_SIZE.get(device.type, 1024)
     left = torch.randn(size, size, device=device, dtype=dtype)
     right = torch.randn_like(left)
     seconds = []
-    for _ in range(3 + 10):  # the first choose an algorithm
+    for _ in range(3 + 10):  # the first ones choose an algorithm
         wait(device)
         started = time.perf_counter()
         left @ right

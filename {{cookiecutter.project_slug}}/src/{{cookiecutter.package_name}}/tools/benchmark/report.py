@@ -1,4 +1,4 @@
-"""What has been measured: for people as a table, for programs as JSON."""
+"""What has been measured, as a table for people and as JSON for programs."""
 
 import platform
 from dataclasses import dataclass
@@ -14,10 +14,9 @@ from rich.text import Text
 from ...engine.device import Hardware
 from ..tables import print_table
 from .hardware import dtype_of
-from .rounds import Comparison
-from .row import Row, Speed
+from .measure import Comparison, Row, Speed
 
-BUSY = 1.1  # of two equal loops; beyond it, a tie says little
+NOISY = 1.1  # the ratio of two equal loops, beyond which a tie says little
 FINER = (
     " To tell smaller differences apart, let nothing else run, or raise benchmark.rounds or"
     " benchmark.seconds."
@@ -26,7 +25,7 @@ FINER = (
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """A device without numbers, and the sentence that says why."""
+    """A device without numbers, and why."""
 
     target: str
     why: str
@@ -34,9 +33,16 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Report:
-    name: str  # of the run that a training with these overrides would be
+    """A benchmark of all devices.
+
+    Attributes:
+        name: of the run that `train` with these overrides would make.
+        made: when.
+    """
+
+    name: str
     overrides: list[str]
-    made: str  # when
+    made: str
     machine: dict[str, Any]
     rows: list[Row]
     unmeasured: list[Unmeasured]
@@ -48,7 +54,7 @@ class Report:
             "made": self.made,
             "machine": self.machine,
             "units": "seconds, samples or tokens a second, bytes, FLOP and FLOP/s",
-            "rows": [{"target": row.choice.accelerator, **row.as_plain()} for row in self.rows]
+            "rows": [{"target": row.settings.accelerator, **row.as_plain()} for row in self.rows]
             + [vars(row) for row in self.unmeasured],
         }
 
@@ -74,7 +80,7 @@ def show(report: Report) -> None:
     console = Console(highlight=False)
     for row in report.rows:
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
-        table.title = f"{row.choice.accelerator} ({row.choice.name}), {row.precision}"
+        table.title = f"{row.settings.accelerator} ({row.settings.name}), {row.precision}"
         table.add_column("")
         for heading in (f"{row.unit}/s", "10 to 90%", "ms a step", "10 to 90%", "memory"):
             table.add_column(heading, justify="right")
@@ -97,30 +103,31 @@ def _cells(speed: Speed) -> list[str]:
 
 
 def remarks(row: Row, has: dict[str, Any]) -> list[str]:
-    """What there is to know besides the speeds, in sentences."""
+    """Return the sentences below the table."""
     lines = [
         verdict(row.comparison),
         f"{_many(len(row.rounds), 'round')} of {_many(row.steps, 'step')}, after {row.warmup} that"
         f" do not count; the first step of all took {row.first_step:.3g} s.",
     ]
-    if row.choice.accelerator == "cpu":
+    if row.settings.accelerator == "cpu":
         threads = _many(has["threads"], "thread")
         lines.append(f"{threads}; the memory is that of the whole process.")
     elif len(has["gpus"]) > 1:
         lines.append(f"One of {len(has['gpus'])} GPUs is measured.")
+    project, bare = row.losses
     if row.same_loss:
-        lines.append(f"Both end at the same loss, {row.bare_loss:.6g}.")
+        lines.append(f"Both end at the same loss, {bare:.6g}.")
     else:
         lines.append(
-            f"Not the same training: the loss of the last step is {row.losses[0]:.6g}, and"
-            f" {row.bare_loss:.6g} in the bare loop; a hook, a callback or a plateau schedule of"
-            " this experiment may change it."
+            f"Not the same training: the loss of the last step is {project:.6g}, and {bare:.6g} in"
+            " the bare loop. A hook, a callback or a plateau schedule of this experiment may change"
+            " it."
         )
     return [*lines, *_work(row)]
 
 
 def _work(row: Row) -> list[str]:
-    dtype = str(dtype_of(row.choice.precision)).removeprefix("torch.")
+    dtype = str(dtype_of(row.settings.precision)).removeprefix("torch.")
     matmul = f"{scaled(row.matmul, 'FLOP/s')} of a matrix product in {dtype}, measured"
     if row.flops is None or row.achieved is None:
         return [f"{matmul}; the FLOPs of a step are not known."]
@@ -141,11 +148,11 @@ def verdict(comparison: Comparison) -> str:
         case "different":
             return f"{ratio:.2f} of the bare loop's speed; {equal}."
     said = f"A tie with the bare loop: {ratio:.2f} of its speed, and {equal}."
-    return said + FINER * (noise.high > BUSY)
+    return said + FINER * (noise.high > NOISY)
 
 
 def short(value: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Return three digits, and all of those before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -158,7 +165,7 @@ def shorter(value: float) -> str:
 
 
 def scaled(value: float, unit: str) -> str:
-    """With a prefix: 5.64 GFLOP/s."""
+    """Return the value with a prefix: 5.64 GFLOP/s."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}"

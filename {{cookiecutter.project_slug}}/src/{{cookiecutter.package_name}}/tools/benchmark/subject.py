@@ -1,4 +1,4 @@
-"""One experiment on one device: built anew for each loop, as `train` builds it, and run."""
+"""One experiment on one device: built anew for each loop by the factory of `train`, and run."""
 
 import contextlib
 import gc
@@ -10,19 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from ...engine import device
-from ...engine.run import Run
-from ...engine.signals import Stop
-from ...train import build
+from ...engine.device import Settings
+from ...engine.run import Run, RunFolder
+from ...engine.trainer import Built, build
 from . import hardware
 from .bare import BareLoop
 from .clock import Clock, Over, Timing
 
 # A benchmark has its own end. The schedule is stretched with it, which changes no step's work. One
-# batch is validated where a validation is due, so that what waits for its result gets one.
+# batch is validated where a validation is due, so that callbacks which wait for a result get one.
 TRAINER = {
     "max_epochs": 1_000_000,
     "max_steps": -1,
@@ -33,11 +31,16 @@ TRAINER = {
 
 
 class Subject:
-    """What is measured."""
+    """An experiment that can be run in Lightning's loop and in a bare one.
 
-    def __init__(self, cfg: DictConfig, choice: device.Settings) -> None:
-        self.choice = choice
-        self.device = torch.device(choice.accelerator)
+    Args:
+        cfg: configs/benchmark.yaml, composed with the overrides of a train command.
+        settings: the device policy's answer.
+    """
+
+    def __init__(self, cfg: DictConfig, settings: Settings) -> None:
+        self.settings = settings
+        self.device = torch.device(settings.accelerator)
         plain: Any = OmegaConf.create(OmegaConf.to_container(cfg))  # takes new keys
         no_validation = cfg.trainer.limit_val_batches == 0
         plain.trainer.update({**TRAINER, "limit_val_batches": 0 if no_validation else 1})
@@ -46,70 +49,60 @@ class Subject:
         self.compiled = False  # known when it has been built
 
     def project(self, clock: Clock) -> Timing:
-        """Its steps in Lightning's Trainer, with this project's loop, callbacks and loggers."""
+        """Time what `train` does: Lightning's Trainer with the engine, callbacks and loggers."""
 
-        def as_it_is(trainer: Trainer, task: LightningModule) -> None:
-            validation = trainer.fit_loop.epoch_loop.val_loop
+        def without_validation(built: Built) -> None:
+            validation = built.trainer.fit_loop.epoch_loop.val_loop
             validation.run = clock.outside(validation.run)  # type: ignore[method-assign]
 
-        return self._timed(clock, as_it_is)
+        return self._timed(clock, without_validation)
 
-    def bare(self, clock: Clock, *, same_noise: bool = False) -> Timing:
-        """Its steps in a loop written by hand."""
-
-        def by_hand(trainer: Trainer, task: LightningModule) -> None:
-            def run() -> None:
-                BareLoop(trainer, task, self.cfg.seed, same_noise=same_noise).run()
-
-            trainer.fit_loop.run = run  # type: ignore[method-assign]
-
-        return self._timed(clock, by_hand)
+    def bare(self, clock: Clock) -> Timing:
+        """Time the same steps in a loop written by hand."""
+        return self._timed(clock, lambda built: _instead(built, BareLoop.run))
 
     def once(self, use: Callable[[BareLoop], None]) -> None:
         """Call `use` where the bare loop would run."""
 
-        def by_hand(trainer: Trainer, task: LightningModule) -> None:
-            def run() -> None:
-                use(BareLoop(trainer, task, self.cfg.seed))
-                raise Over
+        def look(loop: BareLoop) -> None:
+            use(loop)
+            raise Over
 
-            trainer.fit_loop.run = run  # type: ignore[method-assign]
+        self._fit(lambda built: _instead(built, look))
 
-        self._fit(by_hand)
-
-    def _timed(self, clock: Clock, prepare: Callable[[Trainer, LightningModule], None]) -> Timing:
-        def watched(trainer: Trainer, task: LightningModule) -> None:
-            clock.watch(task)
-            prepare(trainer, task)
+    def _timed(self, clock: Clock, prepare: Callable[[Built], None]) -> Timing:
+        def watched(built: Built) -> None:
+            clock.watch(built.task)
+            prepare(built)
 
         with clock.running():
             self._fit(watched)
         return clock.timing()
 
-    def _fit(self, prepare: Callable[[Trainer, LightningModule], None]) -> None:
-        gc.collect()  # what the loop before has left, whose parts refer to each other
-        hardware.forget_memory(self.device)
-        with TemporaryDirectory(ignore_cleanup_errors=True) as folder, Stop() as stop, _quietly():
-            built = build(self.cfg, self.choice, Scratch(folder), stop)
+    def _fit(self, prepare: Callable[[Built], None]) -> None:
+        gc.collect()  # the loop before, whose parts refer to each other
+        hardware.reset_memory(self.device)
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _quietly():
+            run = Run(self.cfg, self.settings, RunFolder(Path(folder)))
+            built = build(run)
             self.compiled = built.compiled
-            prepare(built.trainer, built.task)
-            with contextlib.suppress(Over):
+            prepare(built)
+            with run.signals, contextlib.suppress(Over):
                 built.trainer.fit(built.task, built.datamodule)
 
 
-class Scratch(Run):
-    """A run's folder for as long as it is timed: no config.yaml, no log.txt."""
+def _instead(built: Built, use: Callable[[BareLoop], None]) -> None:
+    """Let `fit` do this in place of Lightning's loop, once everything is on the device."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(Path(folder))
+    def run() -> None:
+        use(BareLoop(built.trainer, built.task))
 
-    def start(self, cfg: DictConfig) -> None:
-        """Nothing: nobody will look for it."""
+    built.trainer.fit_loop.run = run  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the bar or the lines of each epoch; warnings are shown."""
+    """Hide the bar and the lines of each epoch, but not warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

@@ -24,7 +24,7 @@ class Flops:
 
 
 class Units:
-    """Adds up batches: integers (batch, time) are tokens, of all else the first axis is samples."""
+    """The sum over batches: integers (batch, time) are tokens; otherwise the first axis counts."""
 
     def __init__(self) -> None:
         self.name, self.total = "samples", 0
@@ -39,22 +39,22 @@ class Units:
             self.total += len(first)
 
 
-def told(loop: BareLoop, unit: str) -> Flops | None:
-    """What `flops_per_token` or `flops_per_sample` of the task, or of its model, says.
+def declared_flops(loop: BareLoop, unit: str) -> Flops | None:
+    """Return what `flops_per_token` or `flops_per_sample` of the task or its model says.
 
     The last paragraph of its docstring begins with the formula.
     """
     method = f"flops_per_{unit.removesuffix('s')}"
     for owner in (loop.task, getattr(loop.task, "model", None)):
-        if (tells := getattr(owner, method, None)) is not None:
-            explained = " ".join((inspect.getdoc(tells) or "").rpartition("\n\n")[2].split())
+        if (declared := getattr(owner, method, None)) is not None:
+            explained = " ".join((inspect.getdoc(declared) or "").rpartition("\n\n")[2].split())
             formula = re.split(r"[.:;]\s", explained)[0]
-            return Flops(float(tells()), f"{type(owner).__name__}.{method}: {formula}")
+            return Flops(float(declared()), f"{type(owner).__name__}.{method}: {formula}")
     return None
 
 
-def counted(loop: BareLoop) -> Flops | None:
-    """What PyTorch counts in a step, which is not compiled for it."""
+def measured_flops(loop: BareLoop) -> Flops | None:
+    """Return what PyTorch counts in a step, run without torch.compile."""
     batch, units = loop.one_batch(), Units()
     units.add(batch)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):

@@ -1,14 +1,14 @@
-"""Many runs, each a fresh process of `train`; the same command again goes on where it was.
+"""Train many runs, each in a fresh process of `train`. The same command again resumes the sweep.
 
-    python -m <package>.sweep model.width=128,256 optimizer.lr=0.01,0.001  # every combination
-    python -m <package>.sweep sweep=seeds                      # mean and interval over seeds
-    python -m <package>.sweep sweep=kfold model.width=128,256  # cross-validation of both
-    python -m <package>.sweep sweep=optuna sweep.num_runs=50   # a search; needs the extra sweep
-    python -m <package>.sweep sweep=optuna 'optimizer.lr=tag(log,interval(0.001,0.1))'
-    python -m <package>.sweep sweep.num_workers=2 seed=1,2,3   # two at once, each on its GPU
+    python -m <package> sweep model.width=128,256 optimizer.lr=0.01,0.001  # every combination
+    python -m <package> sweep sweep=seeds                      # mean and interval over seeds
+    python -m <package> sweep sweep=kfold model.width=128,256  # cross-validation of both
+    python -m <package> sweep sweep=optuna sweep.num_runs=50   # a search; needs the extra sweep
+    python -m <package> sweep sweep=optuna 'optimizer.lr=tag(log,interval(0.001,0.1))'
+    python -m <package> sweep sweep.num_workers=2 seed=1,2,3   # two at once, each on its GPU
 
 All else on the command line is for `train`. Exit status 0: all is done; 1: a run has failed; 130 or
-143: stopped, and the same command goes on.
+143: interrupted.
 """
 
 import logging
@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 
 from ...engine import cli
 from ...engine.errors import UserError
-from ...engine.signals import Stop
+from ...engine.run import Signals
 from .command import Command
-from .listed import METHODS, Listed
+from .fixed import METHODS, FixedSweep
 from .results import show, write
 from .space import read_space
 from .workers import compute
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> Any:
-    """The runs of a sweep, which is a Listed or a Study; nothing is started.
+    """Return the sweep, a FixedSweep or a Study, without starting anything.
 
     Args:
         cfg: configs/sweep.yaml, composed with what is the same for all runs.
@@ -45,34 +45,40 @@ def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> 
     """
     chosen = cfg.sweep
     if chosen.num_workers < 1:
-        raise UserError(f"sweep.num_workers={chosen.num_workers} is too small: use 1 or more.")
+        raise UserError(f"sweep.num_workers={chosen.num_workers} is too small. Use 1 or more.")
     space = read_space(chosen.space, swept, command.fixed)
     if chosen.method in METHODS:
-        return Listed(cfg, name, command, space)
+        return FixedSweep(cfg, name, command, space)
     if chosen.method != "optuna":
-        raise UserError(f"sweep.method={chosen.method} is none of {', '.join(METHODS)}, optuna.")
+        raise UserError(
+            f"sweep.method={chosen.method} must be one of: {', '.join(METHODS)}, optuna."
+        )
     from .study import Study
 
     return Study(cfg, name, command, space)
 
 
 def sweep(runs: Any, num_workers: int) -> bool:
-    """Compute the runs, or those that are left, and leave their table; whether none has failed."""
+    """Compute the runs that are left, and write and show the results.
+
+    Returns:
+        Whether no run has failed.
+    """
     log.info(f"{runs.title}; writing to {runs.folder}")
-    with Stop() as stop:
-        stop.deferred = True  # until the runs have been saved
-        compute(runs, num_workers, stop)
+    with Signals() as signals:
+        signals.deferred = True  # until the runs have saved and ended
+        compute(runs, num_workers, signals)
         rows = runs.rows()
         write(runs, rows)
         show(runs, rows)
-        if stop.signal is not None:
-            log.info("Interrupted; the same command goes on.")
-            stop.exit()
+        if signals.received is not None:
+            log.info("Interrupted. The same command resumes the sweep.")
+            signals.exit()
     return not any(row.state == "failed" for row in rows)
 
 
 def take_swept(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments with one value, and those with several: Hydra takes these only after -m."""
+    """Split off the arguments with several values, which Hydra takes only after -m."""
     parser = OverridesParser.create()
     one: list[str] = []
     several: list[str] = []
@@ -88,7 +94,7 @@ def take_swept(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def main() -> None:
     arguments, swept = take_swept(sys.argv[1:])
     if {"-m", "--multirun"} & set(arguments):
-        sys.exit("Leave -m out: this command is for many runs.")
+        sys.exit("Remove -m: this command is for many runs already.")
     sys.argv[1:] = arguments
 
     def program(cfg: DictConfig) -> None:

@@ -7,40 +7,44 @@ from dataclasses import dataclass
 import hydra
 from omegaconf import DictConfig
 
-from ...engine import cli
+from ...engine import ROOT, cli
 from ...engine.errors import UserError
-from ...train import refuse_nonsense
+from ...engine.run import validate
 
-PACKAGE = __name__.partition(".")[0]
-Point = Mapping[str, str]  # what sets a run apart from the others: {"model.width": "128"}
+Overrides = Mapping[str, str]  # what sets a run apart from the others: {"model.width": "128"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """As it was typed."""
+    """The words that every run gets, as they were typed.
 
-    flags: tuple[str, ...] = ()  # --config-dir my_configs
-    fixed: tuple[str, ...] = ()  # data.batch_size=64
+    Args:
+        flags: `--config-dir my_configs`.
+        fixed: `data.batch_size=64`.
+    """
 
-    def compose(self, point: Point) -> DictConfig:
-        """The config of a run, as its own process will compose it."""
-        cfg = hydra.compose("train", [*self.fixed, *_overrides(point)])
-        refuse_nonsense(cfg)
+    flags: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+
+    def compose(self, overrides: Overrides) -> DictConfig:
+        """Return the config of a run, as its own process will compose it."""
+        cfg = hydra.compose("train", [*self.fixed, *_typed(overrides)])
+        validate(cfg)
         if cfg.resume == "never":  # debug presets say so
-            raise UserError("The runs of a sweep are found again: add resume=auto.")
+            raise UserError("A sweep finds its runs again by their folders. Add resume=auto.")
         return cfg
 
-    def check(self, point: Point) -> None:
+    def check(self, overrides: Overrides) -> None:
         """Refuse what no run could be made of: an unknown key, a value of another kind."""
-        self.compose(point)
+        self.compose(overrides)
         groups = [line for line in self.fixed if line.partition("=")[0] in cli.groups()]
-        cli.check_types([*groups, *_overrides(point)], "train")
+        cli.check_types([*groups, *_typed(overrides)], "train")
 
-    def words(self, point: Point, *more: str) -> list[str]:
-        """For a process of its own."""
-        start = [sys.executable, "-m", f"{PACKAGE}.train", *self.flags, *self.fixed]
-        return [*start, *_overrides(point), *more]
+    def argv(self, overrides: Overrides, *more: str) -> list[str]:
+        """Return the command line of a process that trains this run."""
+        start = [sys.executable, "-m", ROOT, "train", *self.flags, *self.fixed]
+        return [*start, *_typed(overrides), *more]
 
 
-def _overrides(point: Point) -> list[str]:
-    return [f"{key}={value}" for key, value in point.items()]
+def _typed(overrides: Overrides) -> list[str]:
+    return [f"{key}={value}" for key, value in overrides.items()]

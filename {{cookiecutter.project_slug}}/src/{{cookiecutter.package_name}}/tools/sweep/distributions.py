@@ -1,4 +1,4 @@
-"""Hydra's words for a search space, as Optuna's; and numbers that a person can type again."""
+"""Hydra's words for a search space, as Optuna's distributions."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from .space import listed
+from .space import values_of
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -21,10 +21,10 @@ def distribution(override: Override) -> BaseDistribution:
         if isinstance(value.start, int) and isinstance(value.end, int):
             return IntDistribution(value.start, value.end, log=is_log)
         return FloatDistribution(float(value.start or 0), float(value.end or 0), log=is_log)
-    if isinstance(value, RangeSweep) and all(map(_is_whole, listed(override))):
-        numbers = sorted(map(int, listed(override)))
+    if isinstance(value, RangeSweep) and all(map(_is_whole, values_of(override))):
+        numbers = sorted(map(int, values_of(override)))
         return IntDistribution(numbers[0], numbers[-1], step=abs(int(value.step)))
-    return CategoricalDistribution(listed(override))
+    return CategoricalDistribution(values_of(override))
 
 
 def _is_whole(text: str) -> bool:
@@ -32,7 +32,7 @@ def _is_whole(text: str) -> bool:
 
 
 def rounded(value: Any, of: BaseDistribution) -> Any:
-    """To about a ten-thousandth of what there is to search."""
+    """Round to about a ten-thousandth of the range, so that a person can type it again."""
     if not isinstance(of, FloatDistribution):
         return value
     if of.log:

@@ -1,32 +1,39 @@
-"""The mean of repeated runs, how far they are apart, and where the true mean lies."""
+"""Mean, deviation and confidence interval of repeated runs."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+CONFIDENCE = 0.95
+
 
 @dataclass(frozen=True)
 class Mean:
-    """Of one metric, over the repeats of one point."""
+    """One metric over the repeats of one choice of values.
 
-    point: Mapping[str, str]
+    Attributes:
+        overrides: what these runs have in common.
+        deviation: of a single run; None if there is only one.
+        interval: the 95% confidence interval of the mean (Student's t).
+    """
+
+    overrides: Mapping[str, str]
     metric: str
     mean: float
-    deviation: float | None  # of a single run; None where there is only one
-    interval: tuple[float, float] | None  # has the true mean in it 95 times of 100
+    deviation: float | None
+    interval: tuple[float, float] | None
     num_runs: int
 
 
 def means(
-    point: Mapping[str, str], repeats: Sequence[Mapping[str, float]], independent: bool
+    overrides: Mapping[str, str], repeats: Sequence[Mapping[str, float]], *, independent: bool
 ) -> list[Mean]:
-    """Of every metric that is a float in all repeats.
+    """Return the mean of every metric that is a float in all repeats.
 
     Args:
-        point: what they have in common.
+        overrides: what the repeats have in common.
         repeats: the metrics of each.
-        independent: they are, so that there is an interval.
+        independent: the runs share no samples, so that an interval is valid. It takes SciPy.
     """
     found = []
     for metric, value in repeats[0].items():
@@ -37,31 +44,13 @@ def means(
         if len(values) > 1:
             deviation = statistics.stdev(values)
             if independent:
-                half = student_t(len(values) - 1) * deviation / math.sqrt(len(values))
-                interval = mean - half, mean + half
-        found.append(Mean(point, metric, mean, deviation, interval, len(values)))
+                interval = _interval(mean, deviation / len(values) ** 0.5, len(values) - 1)
+        found.append(Mean(overrides, metric, mean, deviation, interval, len(values)))
     return found
 
 
-def student_t(freedom: int, inside: float = 0.95) -> float:
-    """Between minus and plus this value lies the share `inside` of Student's distribution.
+def _interval(mean: float, error: float, freedom: int) -> tuple[float, float]:
+    from scipy import stats  # type: ignore[import-untyped] # takes a second to load
 
-    By bisection of the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3-4),
-    so that it takes no SciPy.
-    """
-
-    def share(t: float) -> float:
-        angle = math.atan2(t, math.sqrt(freedom))
-        cosine, odd = math.cos(angle), freedom % 2
-        term, total = (cosine if odd else 1.0), 0.0
-        for k in range(1 + odd, freedom, 2):
-            total += term
-            term *= cosine**2 * k / (k + 1)
-        total *= math.sin(angle)
-        return 2 / math.pi * (angle + total) if odd else total
-
-    low, high = 0.0, 1e3
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if share(middle) < inside else (low, middle)
-    return low
+    half = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return mean - half, mean + half

@@ -1,7 +1,7 @@
 """What a sweep varies: `model.width=128,256` of the command line, and `space` of its YAML.
 
 Both are Hydra's own words: lists, choice(...), range(...), interval(...), int(interval(...)) and
-tag(log, ...). What is wrong with one is said before anything starts.
+tag(log, ...). A mistake in one is refused before anything starts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Space = dict[str, Override]  # by what is typed before the `=`
 
 
 def read_space(in_yaml: Mapping[Any, Any], typed: Sequence[str], fixed: Sequence[str]) -> Space:
-    """What is swept; where both say something of a key, the command line wins.
+    """Return what is swept. The command line wins over the YAML.
 
     Args:
         in_yaml: `{optimizer.lr: "interval(0.001, 0.1)"}`.
@@ -25,7 +25,7 @@ def read_space(in_yaml: Mapping[Any, Any], typed: Sequence[str], fixed: Sequence
         fixed: `optimizer.lr=0.01`, which takes it out of the space.
 
     Raises:
-        UserError: one of them can not be swept like this.
+        UserError: one of them cannot be swept like this.
     """
     parser, space = OverridesParser.create(), {}
     known = {parser.parse_override(line).key_or_group for line in (*typed, *fixed)}
@@ -62,24 +62,24 @@ def _refuse_nonsense(override: Override) -> None:
         raise UserError(f"{line} is empty: write range(FIRST, AFTER_LAST).")
 
 
-def listed(override: Override) -> list[str]:
-    """Its values, as they are typed.
+def values_of(override: Override) -> list[str]:
+    """Return its values, as they are typed.
 
     Raises:
-        UserError: they have no list.
+        UserError: it is an interval.
     """
     if isinstance(override.value(), IntervalSweep):
         raise UserError(
-            f"{override.input_line} has no list of values: name them, as in"
-            f" {override.get_key_element()}=0.1,0.01, or take sweep=optuna, which needs none."
+            f"{override.input_line} has no list of values. Name them, as in"
+            f" {override.get_key_element()}=0.1,0.01, or use sweep=optuna, which needs none."
         )
     return list(dict.fromkeys(override.sweep_string_iterator()))
 
 
 def extremes(override: Override) -> list[str]:
-    """Values that are all right only if all of them are: the ends, or every choice."""
+    """Return the values to check: the ends of a range, or every choice."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
-    values = listed(override)
+    values = values_of(override)
     return [values[0], values[-1]] if isinstance(value, RangeSweep) else values

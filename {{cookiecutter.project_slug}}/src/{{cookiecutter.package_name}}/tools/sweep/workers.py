@@ -6,51 +6,51 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 from ...engine.device import visible_gpus
-from ...engine.signals import Stop
+from ...engine.run import Signals
 from .job import Job
 from .results import describe
 
 log = logging.getLogger(__name__)
 
 
-class Sweep(Protocol):
-    """What gives the jobs, and remembers what became of them. Several processes may share it."""
+class Queue(Protocol):
+    """The runs of a sweep. Several processes may share it."""
 
     def next(self) -> Job | None:
-        """One that no other worker sees to, claimed; None when there is nothing to do."""
+        """Return a claimed run, or None when there is nothing left to do."""
 
     def done(self, job: Job) -> None:
-        """It has been computed, as far as it was; the claim is given back."""
+        """Record how a run has ended, and give the claim back."""
 
 
-def compute(sweep: Sweep, num_workers: int, stop: Stop) -> None:
-    """Do all that is left of a sweep, until it is done or `stop` has a signal."""
+def compute(queue: Queue, num_workers: int, signals: Signals) -> None:
+    """Compute all that is left of a sweep, until it is done or a signal comes."""
     running: list[Job] = []
 
     def work(environment: dict[str, str]) -> None:
-        while stop.signal is None and (job := sweep.next()) is not None:
+        while signals.received is None and (job := queue.next()) is not None:
             running.append(job)
-            name = f"run {job.number}, {describe(job.point)}"
+            name = f"run {job.number}, {describe(job.overrides)}"
             if job.state != "finished":
-                log.info(f"{name}: what it prints goes to {job.output}")
-            job.compute(stop, environment)
+                log.info(f"{name}: its output goes to {job.output}")
+            job.compute(signals, environment)
             running.remove(job)
-            sweep.done(job)
+            queue.done(job)
             log.info(f"{name}: {job.state}{job.why and f', {job.why}'}")
 
     with ThreadPoolExecutor(num_workers) as pool:
         workers = [pool.submit(work, environment) for environment in environments(num_workers)]
-        # Python hands signals to this, the main thread.
+        # Python hands signals to the main thread, which is this one.
         while wait(workers, timeout=0.2).not_done:
-            if stop.signal is not None:
+            if signals.received is not None:
                 for job in list(running):
-                    job.stop(stop.signal)
+                    job.stop(signals.received)
     for worker in workers:
         worker.result()  # raises what was raised in it
 
 
 def environments(num_workers: int) -> list[dict[str, str]]:
-    """The variables of each worker's processes. A single one has the machine as it is."""
+    """Return the environment variables of each worker. A single worker gets the whole machine."""
     # srun may have started several sweeps on one list, and each of their runs is one process.
     here = {key: value for key, value in os.environ.items() if key != "SLURM_STEP_NUM_TASKS"}
     if num_workers == 1:

@@ -1,12 +1,12 @@
-"""Where a study of Optuna stands: a database in the sweep's folder, which outlives every kill."""
+"""The database of a search, in the sweep's folder."""
 
 from pathlib import Path
 
 from optuna.storages import RDBStorage
 
-NAME = "sweep"  # of the study in it
+STUDY = "sweep"  # the name of the study in it
 PRUNER = "pruner.json"  # beside it
-PATIENCE = 60  # seconds, while another process writes
+PATIENCE = 60  # seconds to wait while another process writes
 
 
 def storage(folder: Path) -> RDBStorage:
