@@ -1,7 +1,7 @@
-"""Ordinary loaders, made resumable from outside: any batch of an epoch can be the next one.
+"""Ordinary loaders made resumable from outside: any batch of an epoch can be the next one.
 
-The order, the random augmentation and the random numbers of a step follow from the position, for
-any number of workers. A DataLoader loads nothing to get to a batch in the middle of an epoch.
+The order of the data, random augmentation and the random numbers of a step follow from the
+position, for any number of workers. A DataLoader reads nothing to get into the middle of an epoch.
 """
 
 import copy
@@ -30,55 +30,66 @@ from torch.utils.data.distributed import DistributedSampler
 from .position import GENERATORS, Position, number, seed_all, seed_one
 
 CPU = torch.device("cpu")
+GPU_SHARE = 0.1  # of its free memory, up to which a TensorDataset is kept on the GPU
 
 
 class ResumableLoader:
-    """The loader of a stage of `fit`, in place of the user's, which is left as it is.
+    """A loader of the user's while `fit` runs; the user's own object is left as it is.
 
-    `trainer.train_dataloader` is one of these. It has the attributes of the user's loader (dataset,
-    batch_size, sampler, ...), its length and its batches; `isinstance(..., DataLoader)` is False,
-    and `.loader` is the user's own.
+    `trainer.train_dataloader` is one of these. It has the batches, the length and the attributes
+    (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`; it is no
+    instance of DataLoader, for which Lightning would warn of too few workers.
 
     Args:
-        loader: a DataLoader or anything else that can be iterated.
-        trainer: fits with it.
+        loader: a DataLoader, or anything else that can be iterated.
+        trainer: the one that fits.
         position: where training stands.
     """
 
     def __init__(self, loader: Any, trainer: Trainer, position: Position) -> None:
         self.loader, self.trainer, self.position = loader, trainer, position
         self.training = bool(trainer.training)
-        self.num_given: int | None = None  # in this epoch, when the last pass over it ended
-        self.place: tuple[Any, ...] = ()  # of the pass over the data that goes on
-        self.skip = 0
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        self.samplers = [getattr(loader, "sampler", None), batch_sampler]
-        held = [v for one in (loader, *self.samplers) for v in getattr(one, "__dict__", {}).values()]
+        self.num_workers: int = getattr(loader, "num_workers", 0)
+        self.on_cuda = trainer.strategy.root_device.type == "cuda"
+        self.epoch = -1
+        self.given: int | None = None  # batches in this epoch when the last pass ended, if it has
+        self.place: tuple[Any, ...] = ()  # of the present pass
+        self.skip = self.length = 0  # batches of the pass to leave out, and all of them once known
+        samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+        held = [v for owner in (loader, *samplers) for v in getattr(owner, "__dict__", {}).values()]
         self.generators = [value for value in held if isinstance(value, GENERATORS)]
-        self.indexed = False
-        self.copy = loader
-        if isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__:
-            self.indexed = not isinstance(loader.dataset, IterableDataset)
-            # DataLoader refuses to set most attributes of a loader, but not in a copy's __dict__.
-            self.copy = copy.copy(loader)
-            changed = vars(self.copy)
-            if self.indexed:
-                name = "sampler" if batch_sampler is None else "batch_sampler"
-                changed[name] = SeededSampler(getattr(loader, name), self)
-                if rows := tensor_rows(loader, trainer):
-                    changed["dataset"], changed["collate_fn"] = rows, identity_collate
-                if isinstance(loader.sampler, DistributedSampler):
-                    self._share_out(loader.sampler)
-            else:  # or the random numbers of a worker would go on from epoch to epoch
-                changed["persistent_workers"] = False
-        self.workers = getattr(loader, "num_workers", 0)
-        self.draws = not isinstance(getattr(self.copy, "dataset", None), TensorRows)
-        # Lightning copies without waiting for the GPU, which works for pinned memory only.
-        self.pins = trainer.strategy.root_device.type == "cuda" and not self.workers
-        if self.copy is not loader and self.workers and trainer.strategy.root_device.type == "cuda":
-            # https://github.com/pytorch/pytorch/issues/91252
-            reloads = loader.persistent_workers and trainer.reload_dataloaders_every_n_epochs
-            self.copy.pin_memory = loader.pin_memory or not reloads
+        # A subclass with an __iter__ of its own is iterated as it is.
+        plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+        self.by_index = plain and not isinstance(loader.dataset, IterableDataset)
+        self.in_memory = False  # then nothing random happens when a batch is made
+        self.batches = self._seeded_copy(loader) if plain else loader
+
+    def _seeded_copy(self, loader: "DataLoader[Any]") -> Any:
+        seeded = copy.copy(loader)
+        changed = vars(seeded)  # since a DataLoader refuses to set most of its attributes
+        if self.by_index:
+            name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+            changed[name] = SeededSampler(getattr(loader, name), self)
+            if isinstance(loader.sampler, DistributedSampler):
+                self._share_out(loader.sampler)
+            if rows := tensor_rows(loader, self.trainer):
+                changed["dataset"], changed["collate_fn"] = rows, identity_collate
+                self.in_memory = True
+        else:  # The random numbers of a persistent worker would go on from epoch to epoch.
+            changed["persistent_workers"] = False
+        reloads = self.trainer.reload_dataloaders_every_n_epochs and loader.persistent_workers
+        if self.on_cuda and self.num_workers and not reloads:  # pytorch/pytorch issue 91252
+            changed["pin_memory"] = True
+        return seeded
+
+    def _share_out(self, sampler: "DistributedSampler[Any]") -> None:
+        # PyTorch adds the epoch to the seed, so neighbouring seeds would share their orders.
+        sampler.seed = number(self.position.seed, "order")
+        if self.training and self.loader.drop_last:
+            # Otherwise PyTorch repeats a few samples, so that all ranks have as many.
+            sampler.drop_last = True
+            sampler.num_samples = len(sampler.dataset) // sampler.num_replicas  # type: ignore[arg-type]
+            sampler.total_size = sampler.num_samples * sampler.num_replicas
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["loader"], name)
@@ -87,45 +98,182 @@ class ResumableLoader:
         return len(self.loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, since the position says it all; Lightning warns of a loader without a state."""
+        """Nothing: the position says it all. Lightning warns of loaders without this method."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def _share_out(self, sampler: "DistributedSampler[Any]") -> None:
-        # PyTorch adds the epoch to the seed: neighbouring seeds would share their orders.
-        sampler.seed = number(self.position.seed, "order")
-        if self.training and self.loader.drop_last:
-            # Else PyTorch repeats samples, so that every rank has the same number of batches.
-            sampler.drop_last = True
-            sampler.num_samples = len(sampler.dataset) // sampler.num_replicas  # type: ignore[arg-type]
-            sampler.total_size = sampler.num_samples * sampler.num_replicas
-
     def __iter__(self) -> Iterator[Any]:
         """A generator, so nothing happens before the first batch: Lightning calls iter() twice."""
+        place, begun, skip = self._start()
+        device, rank = self.trainer.strategy.root_device, self.trainer.global_rank
+        if self.given is not None:  # CombinedLoader("max_size") had gone on without this one.
+            if skip == self.given:
+                seed_all(device, *place, begun, skip, rank, "step")
+            return
+        while True:
+            for batch, data in self._pass((*place, begun), skip):
+                if batch >= skip:
+                    yield data
+            begun += self.length
+            if not 0 < self.length <= skip:
+                break
+            skip -= self.length  # a loader of unknown length had begun again before the resume
+        self.given = begun
+
+    def _start(self) -> tuple[tuple[Any, ...], int, int]:
+        """Return the place of a pass over the data, its first batch, and how many to skip."""
         position, epoch = self.position, self.trainer.current_epoch
         loaders = self.trainer.train_dataloader if self.training else self.trainer.val_dataloaders
-        index = [id(one) for one in CombinedLoader(loaders).flattened].index(id(self))
-        stage, begun, skip = ("train", 0, 0) if self.training else ("val", position.batch, 0)
-        if self.training and position.resume_at and position.resume_at[0] == epoch:
-            skip = position.resume_at[1]
-            ended = position.ended[index] if index < len(position.ended) else None
-            if ended is not None and skip >= ended:
-                self.num_given = ended
+        side_by_side = flattened(loaders)
+        index = next((i for i, one in enumerate(side_by_side) if one is self), 0)
+        if not self.training:
+            self.given = None
+            return (position.seed, "val", epoch, index), position.batch, 0
+        given = self.given if self.epoch == epoch else None
+        self.epoch, self.given = epoch, None
+        place = (position.seed, "train", epoch, index)
+        # Lightning fetches one batch ahead if a length is unknown.
+        ahead = any(sized_len(one) is None for one in side_by_side)
+        if given is not None and (ahead or position.is_within(epoch)):
+            return place, given, 0  # of two loaders, the shorter one begins again
+        if position.resume_at is None or position.resume_at[0] != epoch:
+            return place, 0, 0
+        skip = position.resume_at[1]
+        ended = position.ended.get(index)
+        if ended is not None and ended <= skip:
+            self.given = ended
+        elif self.by_index and (length := sized_len(self)):
+            return place, skip // length * length, skip % length
+        return place, 0, skip
+
+    def _pass(self, place: tuple[Any, ...], skip: int) -> Iterator[tuple[int, Any]]:
+        """Yield each batch and its number: from `skip` on, or from 0 on if none can be skipped."""
+        device, rank = self.trainer.strategy.root_device, self.trainer.global_rank
+        for index, generator in enumerate(self.generators):
+            seed_one(generator, *place, "generator", index)
+        seed_all(device, *place, "workers", rank)
+        self.place, self.skip = place, skip
+        batches = iter(self.batches)
+        for batch in itertools.count(skip if self.by_index else 0):
+            if not self.by_index:
+                seed_all(device, *place, batch, rank, "data")
+            data = next(batches, self)
+            seed_all(device, *place, batch, rank, "step")
+            if data is self:
+                self.length = self.length if self.by_index else batch
                 return
-            length = sized_len(self) if self.indexed else None
-            if length:  # the shorter of two loaders has begun again
-                begun, skip = skip // length * length, skip % length
-        elif self.training and position.epoch == epoch and position.batch >= 0:
-            begun = self.num_given or 0
-        self.num_given = None
-        number_given = 0
-        while True:
-            place = (position.seed, stage, epoch, index, begun)
-            for number_given, data in self._pass(place, skip):
-                if number_given > skip:
-                    yield data
-            if not 0 < number_given <= skip:
-                break
-            begun, skip = begun + number_given, skip - number_given
-        self.num_given = begun + number_given
+            # Lightning copies to the GPU without waiting for it, if the memory is pinned.
+            yield batch, pinned(data) if self.on_cuda and not self.num_workers else data
+
+
+def flattened(loaders: Any) -> list[Any]:
+    """Return the loaders in whatever collection `trainer.train_dataloader` is."""
+    return CombinedLoader(loaders).flattened
+
+
+class SeededSampler:
+    """A sampler whose order follows from the place; what was trained is drawn, but not loaded."""
+
+    def __init__(self, sampler: Any, loader: ResumableLoader) -> None:
+        self.sampler, self.loader = sampler, loader
+        # PyTorch's samplers draw random numbers once a pass, others perhaps before each batch.
+        kinds = {type(sampler), type(getattr(loader.loader, "sampler", sampler))}
+        self.draws_once = all(kind.__module__.startswith("torch.") for kind in kinds)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        loader, place, skip = self.loader, self.loader.place, self.loader.skip
+        device, rank = loader.trainer.strategy.root_device, loader.trainer.global_rank
+        seed_all(device, *place, "order")  # without the rank, since all ranks must agree
+        indices = iter(self.sampler)
+        for batch in itertools.count():
+            if not self.draws_once:
+                seed_all(device, *place, batch, "order")
+            chosen = next(indices, self)
+            if chosen is self:
+                loader.length = batch
+                return
+            if batch < skip:
+                continue
+            if loader.num_workers:
+                yield SeededIndices(chosen, (*place, batch, rank, "data"))
+            else:
+                if not loader.in_memory:
+                    seed_all(device, *place, batch, rank, "data")
+                yield chosen
+
+
+class SeededIndices:
+    """The indices of a batch on their way to a worker, which is seeded when it unpickles them."""
+
+    def __init__(self, indices: Any, place: tuple[Any, ...]) -> None:
+        self.contents = indices, place
+
+    def __reduce__(self) -> Any:
+        return unpickle_indices, self.contents
+
+
+def unpickle_indices(indices: Any, place: tuple[Any, ...]) -> Any:
+    seed_all(CPU, *place)
+    return indices
+
+
+class TensorRows(Dataset[Any]):
+    """Rows of tensors, fetched a whole batch at a time: a DataLoader asks for `__getitems__`.
+
+    Fetching and collating single samples is most of the time of a small job.
+    """
+
+    def __init__(self, tensors: list[Tensor], rows: Tensor | None) -> None:
+        self.tensors, self.rows = tensors, rows
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        chosen = torch.from_numpy(np.array(indices))  # a fifth of the time of torch.tensor
+        if self.rows is not None:
+            chosen = self.rows[chosen]
+        chosen = chosen.to(self.tensors[0].device)
+        return [tensor.index_select(0, chosen) for tensor in self.tensors]
+
+
+def identity_collate(batch: list[Tensor]) -> list[Tensor]:
+    return batch
+
+
+def tensor_rows(loader: "DataLoader[Any]", trainer: Trainer) -> TensorRows | None:
+    """Return the rows of a TensorDataset or a Subset of one, or None for all other data."""
+    dataset, rows = loader.dataset, None
+    while type(dataset) is Subset:
+        chosen = torch.as_tensor(list(dataset.indices))
+        dataset, rows = dataset.dataset, chosen if rows is None else chosen[rows]
+    if type(dataset) is not TensorDataset or loader.collate_fn is not default_collate:
+        return None
+    tensors = list(dataset.tensors)
+    if loader.num_workers or loader.batch_sampler is None:
+        return None
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        return None  # a batch would have another memory format
+    device = trainer.strategy.root_device
+    if device.type == "cuda" and not _transfers_itself(trainer):
+        size = sum(tensor.nbytes // len(tensor) for tensor in tensors) * len(loader.dataset)
+        if size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            if rows is not None:
+                tensors, rows = [tensor[rows] for tensor in tensors], None
+            tensors = [tensor.to(device) for tensor in tensors]
+    return TensorRows(tensors, rows)
+
+
+def _transfers_itself(trainer: Trainer) -> bool:
+    """Whether the task or datamodule has hooks that expect a batch in the CPU's memory."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device")
+    owners = (trainer.lightning_module, trainer.datamodule)
+    return any(owner and is_overridden(hook, owner) for hook in hooks for owner in owners)
+
+
+def pinned(batch: Any) -> Any:
+    def pin(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if tensor.device == CPU and not tensor.is_sparse else tensor
+
+    return apply_to_collection(batch, Tensor, pin)

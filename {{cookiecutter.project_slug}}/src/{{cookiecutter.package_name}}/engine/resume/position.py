@@ -21,15 +21,19 @@ class Position:
 
     Args:
         resume_at: the epoch and batch at which this process resumes, until that batch starts.
-        ended: how many batches each training loader had given when the checkpoint was taken, if it
-            had ended before the others did (`CombinedLoader("max_size")`); else None.
+        ended: of the training loaders that had ended before others when the checkpoint was taken
+            (`CombinedLoader("max_size")`), the number of batches, by index.
     """
 
     seed: int
     epoch: int = 0
     batch: int = -1
     resume_at: tuple[int, int] | None = None
-    ended: list[int | None] = field(default_factory=list)
+    ended: dict[int, int] = field(default_factory=dict)
+
+    def is_within(self, epoch: int) -> bool:
+        """Whether a batch of `epoch` has been started."""
+        return self.epoch == epoch and self.batch >= 0
 
 
 def number(*place: Any) -> int:

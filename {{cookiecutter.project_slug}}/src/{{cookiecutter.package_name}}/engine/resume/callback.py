@@ -1,0 +1,352 @@
+"""Exact resume on Lightning's own fit loop: after any kill, the same command gives the same bits.
+
+A checkpoint is taken at the start of a batch, where nothing is half done, and what Lightning leaves
+out of one is put in. Random numbers and the order of the data follow from the position.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+
+from ..errors import UserError
+from ..parallel.consensus import Agreement
+from . import state
+from .internals import CHECKED, IS_CHECKED, read, write
+from .loaders import ResumableLoader, flattened
+from .logged import Logged
+from .position import Position
+
+if TYPE_CHECKING:
+    from ..run.folder import RunFolder
+    from ..run.signals import Signals
+
+log = logging.getLogger(__name__)
+
+MAX_OVERHEAD = 0.02  # of the time, for checkpoints
+ASSUMED_SAVE_SECONDS = 0.2  # of the first checkpoint, which therefore waits for 10 s
+LONG_VALIDATION_SECONDS = 5  # before a validation that takes longer, a checkpoint is taken
+
+
+class Resume(Callback):
+    """Save a run's position into its folder, and resume there. It must be the first callback.
+
+    Args:
+        folder: of the run; its checkpoints are written, and the two newest kept.
+        seed: of every random number.
+        every_n_minutes: how often to save in a long epoch. Short epochs save at their start, as
+            often as it costs `MAX_OVERHEAD` of the time.
+        every_n_steps: how often to save, in place of both.
+        signals: say when to save and exit.
+        same_run: the checkpoint to resume from is of this run. Otherwise the user has named one of
+            another run, whose stop, logged rows and kept files are not this run's.
+        device_name: whose bits these are.
+        enabled: False saves nothing, as with `fast_dev_run`.
+    """
+
+    def __init__(
+        self,
+        folder: "RunFolder",
+        *,
+        seed: int,
+        every_n_minutes: float,
+        every_n_steps: int | None,
+        signals: "Signals",
+        same_run: bool,
+        device_name: str,
+        enabled: bool = True,
+    ) -> None:
+        self.folder, self.signals = folder, signals
+        self.every_n_minutes, self.every_n_steps = every_n_minutes, every_n_steps
+        self.same_run, self.device_name, self.enabled = same_run, device_name, enabled
+        self.position = Position(seed)
+        self.restored: dict[str, Any] | None = None  # until the first batch has started
+        self.unvalidated: dict[str, Any] | None = None  # the same, until a validation has started
+        self.saving = False
+        self.saved_at, self.saved_step = time.monotonic(), 0
+        self.last_step = -1  # global_step at the start of the batch before
+        self.seconds_to_save = ASSUMED_SAVE_SECONDS
+        self.seconds_to_validate, self.validation_started = 0.0, 0.0
+        self.saved_before_validation = False
+        self.losses: float | torch.Tensor = 0.0  # their sum: not finite if one of them was not
+
+    # What is set up, in the order of Lightning's hooks.
+
+    def setup(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        # Lightning does it after loading: float64 weights would have been rounded to float32.
+        trainer.precision_plugin.convert_module(task)
+        self.agreement = Agreement(trainer)
+        strategy = trainer.strategy
+
+        def process_dataloader(loader: object) -> ResumableLoader:
+            self.signals.take_over()
+            if isinstance(loader, ResumableLoader):  # in a CombinedLoader that is used again
+                loader = loader.loader
+            loader = type(strategy).process_dataloader(strategy, loader)
+            return ResumableLoader(loader, trainer, self.position)
+
+        def save_checkpoint(
+            checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        ) -> None:
+            if "optimizer_states" not in checkpoint:
+                use_averaged_weights(trainer, checkpoint)
+            type(strategy).save_checkpoint(strategy, checkpoint, path, storage_options)
+
+        vars(strategy).update(
+            process_dataloader=process_dataloader, save_checkpoint=save_checkpoint
+        )
+        write(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)
+
+    def on_load_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("resume")
+        if saved is None or trainer.state.fn != "fit":
+            return
+        self._compare(trainer, saved["made_on"])
+        self.restored = self.unvalidated = saved
+        self.position.resume_at, self.position.ended = tuple(saved["at"]), saved["ended"]
+        if self.same_run:
+            trainer.should_stop = saved["should_stop"]
+        state.before_setup(trainer, checkpoint, saved)
+        state.move_keepers(trainer, checkpoint, same_run=self.same_run)
+
+    def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
+        if self.restored:
+            state.before_optimizer_states(trainer, self.restored)
+
+    def on_sanity_check_start(self, trainer: Trainer, task: LightningModule) -> None:
+        # Lightning's handler of SIGTERM hangs if one of several ranks gets it.
+        self.signals.take_over()
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self.signals.take_over()
+        self.logged = Logged(trainer)
+        self.saved_at = time.monotonic()
+        if self.enabled and not IS_CHECKED:
+            log.warning(
+                f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this run"
+                " saves and resumes at the start of an epoch only."
+            )
+
+    def teardown(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
+        self.signals.deferred = False
+        for name in ("process_dataloader", "save_checkpoint"):
+            vars(trainer.strategy).pop(name, None)
+
+    def on_exception(self, trainer: Trainer, task: LightningModule, exception: Any) -> None:
+        self.signals.deferred = False
+
+    # What happens around a batch.
+
+    def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
+        batch_idx = read(trainer.fit_loop, "batch_idx", batch_idx)
+        self.position.epoch, self.position.batch = trainer.current_epoch, batch_idx
+        if self.restored:
+            self._restore(trainer, self.restored)
+        self.signals.deferred = True
+        step, before = trainer.global_step, self.last_step
+        self.last_step = step
+        self.saved_before_validation = False
+        # Within an accumulation the gradients so far are in no checkpoint; those by hand are.
+        if batch_idx == 0 or step != before or not task.automatic_optimization:
+            self._between_steps(trainer, batch_idx, max(1, step - before))
+
+    def _between_steps(self, trainer: Trainer, batch_idx: int, steps: int) -> None:
+        if batch_idx % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._refuse_non_finite(trainer)
+        last = is_last_step(trainer, batch_idx, steps)
+        due = last or self._is_due(trainer, batch_idx)
+        stopped = self.signals.received is not None
+        validates = validation_follows(trainer, batch_idx)
+        long = validates and self.seconds_to_validate > max(
+            LONG_VALIDATION_SECONDS, self.seconds_to_save / MAX_OVERHEAD
+        )
+        if trainer.world_size > 1:
+            # Steps are the same in all ranks; seconds and signals are not.
+            known = last or validates or batch_idx == 0 or (due and self.every_n_steps is not None)
+            if known or self.agreement.is_time():
+                due, stopped, long = self.agreement.any(due, stopped, long)
+            else:
+                due = stopped = long = False
+        if (due or stopped or long) and (IS_CHECKED or batch_idx == 0):
+            self.save(trainer)
+            self.saved_before_validation = long
+        if stopped:
+            self.signals.exit()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor):
+            self.losses = self.losses + loss.detach()  # a GPU goes on; nobody looks yet
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        self._refuse_non_finite(trainer)
+        self.logged.end_epoch()
+
+    def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self.validation_started = time.monotonic()
+        if self.unvalidated and not trainer.sanity_checking:
+            state.at_validation(trainer, self.unvalidated)
+            self.unvalidated = None
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        # Otherwise a signal waits for the next training batch, and after the last one for train().
+        if self.saved_before_validation and self.signals.received is not None:
+            self.signals.exit()
+
+    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+        self.seconds_to_validate = time.monotonic() - self.validation_started
+
+    def _refuse_non_finite(self, trainer: Trainer) -> None:
+        """Lightning would train on. A GPU must wait for this, so it is not done at every step."""
+        if not math.isfinite(self.losses):
+            raise UserError(
+                f"The loss or a weight became nan or infinite by epoch {trainer.current_epoch + 1},"
+                f" step {trainer.global_step}: lower optimizer.lr, set trainer.gradient_clip_val,"
+                " or look at the data; the checkpoints from before are kept."
+            )
+        self.losses = 0.0
+
+    # When and what is saved.
+
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        if self.every_n_steps is not None:
+            return trainer.global_step - self.saved_step >= self.every_n_steps
+        waited = time.monotonic() - self.saved_at
+        if waited < self.seconds_to_save / MAX_OVERHEAD:
+            return False
+        return batch_idx == 0 or waited >= 60 * self.every_n_minutes
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint, and keep it and the one before.
+
+        Raises:
+            UserError: a loss or weight is not finite, and would spoil it.
+        """
+        if not self.enabled or trainer.global_step == self.saved_step:
+            return
+        started = time.monotonic()
+        # A step can spoil the weights after a loss that was finite.
+        weights = [
+            one.detach() for one in trainer.lightning_module.parameters() if one.requires_grad
+        ]
+        norm: Any = torch.nn.utils.get_total_norm(weights)
+        self.losses = self.losses + (norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self._refuse_non_finite(trainer)
+        for logger in trainer.loggers:
+            logger.save()  # so that it has all that was logged before
+        self.saving = True
+        try:
+            path = self.folder.checkpoint(trainer.global_step)
+            trainer.save_checkpoint(path, weights_only=False)
+        finally:
+            self.saving = False
+        if trainer.is_global_zero:
+            self.folder.prune()
+            self.folder.push()
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        self.seconds_to_save = self.saved_at - started
+
+    def on_save_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
+        if not self.saving:  # but a ModelCheckpoint is, perhaps in the middle of a step
+            return
+        logged = [self.logged.state()] * trainer.world_size
+        if trainer.world_size > 1:
+            dist.all_gather_object(logged, logged[0])
+        checkpoint["resume"] = state.gather(trainer) | {
+            "at": [self.position.epoch, self.position.batch],
+            "ended": ended_loaders(trainer),
+            "logged": logged,
+            "made_on": self._made_on(trainer),
+        }
+
+    def _restore(self, trainer: Trainer, saved: dict[str, Any]) -> None:
+        self.restored = self.position.resume_at = None
+        state.at_first_batch(trainer, saved)
+        if self.same_run:
+            run, own = self.folder.checkpoint(0).parents[1], set(self.folder.checkpoints())
+            state.of_the_same_run(trainer, saved, run, own)
+            self.saved_step = trainer.global_step
+        self.logged.restore(saved["logged"][trainer.global_rank % len(saved["logged"])])
+
+    # Where the same bits cannot be promised.
+
+    def _made_on(self, trainer: Trainer) -> dict[str, Any]:
+        return {
+            "devices": trainer.world_size,
+            "strategy": type(trainer.strategy).__name__,
+            "accelerator": trainer.strategy.root_device.type,
+            "device": self.device_name,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+
+    def _compare(self, trainer: Trainer, saved: dict[str, Any]) -> None:
+        here = self._made_on(trainer)
+        if saved["devices"] != here["devices"] and self.same_run:
+            raise UserError(
+                f"This run has {saved['devices']} devices, not {here['devices']}: take"
+                f" trainer.devices={saved['devices']}, or resume=never to start a new run, or"
+                " ckpt_path=CHECKPOINT to resume all the same."
+            )
+        if here["accelerator"] != "cpu":
+            del here["threads"]  # they compute nothing
+        other = [what for what in here if saved.get(what, here[what]) != here[what]]
+        if other:
+            was, now = (", ".join(f"{what} {of[what]}" for what in other) for of in (saved, here))
+            hint = f" (OMP_NUM_THREADS={saved['threads']} would)" if other == ["threads"] else ""
+            log.warning(f"Saved with {was}; with {now} it resumes, but not bit for bit{hint}.")
+
+
+def is_last_step(trainer: Trainer, batch_idx: int, steps: int) -> bool:
+    """Whether training is known to end with the optimizer step that starts now.
+
+    A checkpoint is taken here, so that a run which is given more epochs or steps resumes here.
+
+    Args:
+        steps: of a batch; by hand, these may be several.
+    """
+    if 0 <= trainer.max_steps <= trainer.global_step + steps:
+        return True
+    window = trainer.accumulate_grad_batches
+    last_batch = trainer.is_last_batch or batch_idx + window >= trainer.num_training_batches
+    return last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch, or the accumulation that starts with it, is followed by a validation."""
+    epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or (epochs and (trainer.current_epoch + 1) % epochs):
+        return False
+    if not isinstance(every, int):  # at an unknown end of the epoch, or after so many minutes
+        return trainer.is_last_batch
+    progress = read(trainer.fit_loop.epoch_loop, "batch_progress")
+    batch = batch_idx if epochs or progress is None else progress.total.ready - 1
+    return (batch + trainer.accumulate_grad_batches) // every > batch // every
+
+
+def ended_loaders(trainer: Trainer) -> dict[int, int]:
+    loaders = enumerate(flattened(trainer.train_dataloader))
+    return {index: loader.given for index, loader in loaders if loader.given is not None}
+
+
+def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Put the averaged weights, which were validated, into a checkpoint of the weights alone.
+
+    Lightning does this for full checkpoints only, in the same hook.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            checkpoint.pop("current_model_state", None)
+            checkpoint.pop("averaging_state", None)

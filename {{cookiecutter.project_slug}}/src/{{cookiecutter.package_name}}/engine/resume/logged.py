@@ -1,0 +1,92 @@
+"""What `self.log` and the metrics of a task have gathered in an epoch.
+
+Lightning leaves it out of a checkpoint, so the epoch of a resume would be logged as the mean of its
+second part.
+"""
+
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities import move_data_to_device
+from torchmetrics import Metric
+
+from .internals import read, write
+
+
+class Logged:
+    """The sums, the metrics' states and the last values of the training epoch.
+
+    After a resume nothing of it stands in Lightning until the task logs it again: the sum from
+    before is then added. What is not logged again is logged once at the epoch's end.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.task = trainer.lightning_module
+        self.results = read(trainer.fit_loop.epoch_loop, "_results")
+        self.pending: dict[str, Any] = {}  # sums that were restored and not logged again yet
+
+    def state(self) -> dict[str, Any]:
+        metrics = {
+            name: (module.update_count, module.metric_state)
+            for name, module in self.task.named_modules()
+            if isinstance(module, Metric) and module.update_count
+        }
+        sums = {
+            key: {
+                "name": result.meta.forked_name(False),
+                "prog_bar": result.meta.prog_bar,
+                "logger": result.meta.logger,
+                "reduce_fx": result.meta.reduce_fx.__name__,
+                "sync_dist": result.meta.sync.should,
+                "metric": result.meta.metric_attribute,
+                "state": result.metric_state if result.is_tensor else {},
+            }
+            for key, result in self.results.items()
+            if result.meta.on_epoch and not result.has_reset
+        }
+        # Lightning logs the value of a step again at each next step, until there is a new one.
+        last = self.results.metrics(on_step=True)
+        steps = {
+            name: (value, name in last["pbar"])
+            for name, value in last["log"].items()
+            if f"on_train_batch_start.{name}" not in self.results
+        }
+        state = {"metrics": metrics, "sums": sums | self.pending, "steps": steps}
+        return move_data_to_device(state, torch.device("cpu"))  # type: ignore[no-any-return]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Called in `on_train_batch_start`, where Lightning lets a task log."""
+        for name, (count, values) in state["metrics"].items():
+            metric: Any = self.task.get_submodule(name)
+            for key, value in move_data_to_device(values, metric.device).items():
+                setattr(metric, key, value)
+            write(metric, "_update_count", count)
+        for name, (value, prog_bar) in state["steps"].items():
+            self.task.log(name, value, prog_bar=prog_bar, on_step=True, on_epoch=False)
+        self.pending = dict(state["sums"])
+        if self.pending:
+            self.results.log = self._log
+
+    def _log(self, fx: str, name: str, *args: Any, **kwargs: Any) -> None:
+        """Log as Lightning does, and add what was logged under this name before the resume."""
+        type(self.results).log(self.results, fx, name, *args, **kwargs)
+        if saved := self.pending.pop(f"{fx}.{name}", None):
+            result = self.results[f"{fx}.{name}"]
+            add = result.meta.reduce_fx if saved["reduce_fx"] in ("max", "min") else torch.add
+            for key, value in saved["state"].items():
+                setattr(result, key, add(value.to(result.device), getattr(result, key)))
+
+    def end_epoch(self) -> None:
+        """Log what was not logged again since the resume: nothing, to which the sum is added."""
+        left, self.pending = list(self.pending.values()), {}
+        for saved in left:
+            name, value = saved["name"], saved["state"].get("value")
+            if value is None:
+                value = self.task.get_submodule(saved["metric"])
+            else:
+                self.pending[f"on_train_epoch_end.{name}"] = saved
+                value = value if saved["reduce_fx"] in ("max", "min") else 0.0
+            how = {key: saved[key] for key in ("prog_bar", "logger", "reduce_fx", "sync_dist")}
+            self.task.log(name, value, on_step=False, on_epoch=True, batch_size=0, **how)
+        vars(self.results).pop("log", None)

@@ -1,0 +1,184 @@
+"""What Lightning leaves out of a checkpoint, besides what was logged: gathered and put back.
+
+Plain data and tensors only, so that a checkpoint loads with `weights_only=True`.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.utilities.parsing import (
+    lightning_getattr,
+    lightning_hasattr,
+    lightning_setattr,
+)
+
+from .internals import read, write
+
+SHOWN = ("callback_metrics", "logged_metrics", "progress_bar_metrics")  # of the trainer
+KEEPER = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
+
+
+def gather(trainer: Trainer) -> dict[str, Any]:
+    """Called at the start of a batch."""
+    task, fit_loop = trainer.lightning_module, trainer.fit_loop
+    val_loop = fit_loop.epoch_loop.val_loop
+    modules, parameters = dict(task.named_modules()), dict(task.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    by_hand = {} if task.automatic_optimization else parameters
+    return {
+        "steps_logged": read(fit_loop.epoch_loop, "_batches_that_stepped"),
+        "validation_steps": dict(read(val_loop, "_seen_batches_per_dataloader", {})),
+        "reloaded": read(fit_loop, "_last_train_dl_reload_epoch"),
+        "validation_reloaded": read(val_loop, "_last_val_dl_reload_epoch"),
+        "accumulate": trainer.accumulate_grad_batches,
+        "should_stop": trainer.should_stop,
+        "shown": {name: dict(getattr(trainer, name)) for name in SHOWN},
+        "rows": [getattr(logger, "rows", None) for logger in trainer.loggers],
+        "found": {name: lightning_getattr(task, name) for name in _found_by_search(trainer)},
+        "keepers": [{name: read(one, name) for name in KEEPER} for one in keepers(trainer)],
+        "files": [sorted(path.name for path in _files(one)) for one in keepers(trainer)],
+        "groups": [
+            [[names.get(id(one)) for one in group["params"]] for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        ],
+        "frozen": [name for name, one in parameters.items() if not one.requires_grad],
+        "eval": [name for name, one in modules.items() if not one.training],
+        # BaseFinetuning.freeze() sets this of batch norm.
+        "fixed": [n for n, one in modules.items() if not getattr(one, "track_running_stats", True)],
+        "gradients": {n: one.grad for n, one in by_hand.items() if one.grad is not None},
+    }
+
+
+def before_setup(trainer: Trainer, checkpoint: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Put back what must stand before loaders and optimizers are made."""
+    task = trainer.lightning_module
+    for name, value in saved["found"].items():
+        lightning_setattr(task, name, value)
+    for callback in trainer.callbacks:
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            # It would search again, from the weights of the resume.
+            vars(callback)["on_fit_start"] = lambda *_: None
+
+
+def before_optimizer_states(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Add the parameter groups that a callback had added: the states of all are loaded next."""
+    parameters = dict(trainer.lightning_module.named_parameters())
+    for optimizer, groups in zip(trainer.optimizers, saved["groups"], strict=False):
+        for group in groups[len(optimizer.param_groups) :]:
+            if all(name in parameters for name in group):
+                optimizer.add_param_group({"params": [parameters[name] for name in group]})
+
+
+def at_first_batch(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Put back the rest, when Lightning has done its part."""
+    task, fit_loop = trainer.lightning_module, trainer.fit_loop
+    read(fit_loop, "on_iteration_done", lambda: None)()
+    if progress := read(fit_loop.epoch_loop, "batch_progress"):
+        progress.total.ready -= 1
+    write(fit_loop.epoch_loop, "_batches_that_stepped", saved["steps_logged"])
+    write(fit_loop, "_last_train_dl_reload_epoch", saved["reloaded"])
+    for callback in trainer.callbacks:
+        if isinstance(callback, StochasticWeightAveraging):
+            # It sets itself up at the start of an epoch, which is not repeated. It has one optimizer.
+            state = copy.deepcopy(trainer.optimizers[0].state_dict())
+            callback.on_train_epoch_start(trainer, task)
+            trainer.optimizers[0].load_state_dict(state)
+    for name, metrics in saved["shown"].items():
+        getattr(trainer, name).update(metrics)
+    for name, module in task.named_modules():
+        module.training = name not in saved["eval"]
+        if hasattr(module, "track_running_stats"):
+            module.track_running_stats = name not in saved["fixed"]
+    for name, parameter in task.named_parameters():
+        parameter.requires_grad = name not in saved["frozen"]
+        if name in saved["gradients"]:
+            parameter.grad = saved["gradients"][name].to(parameter.device)
+
+
+def of_the_same_run(trainer: Trainer, saved: dict[str, Any], folder: Path, own: set[Path]) -> None:
+    """Put back, at the first batch, what belongs to the run's own folder and settings.
+
+    Args:
+        folder: of the run; nothing outside it is deleted.
+        own: the checkpoints of this room, which stay.
+    """
+    trainer.accumulate_grad_batches = saved["accumulate"]
+    for logger, rows in zip(trainer.loggers, saved["rows"], strict=False):
+        if rows is not None and hasattr(logger, "rows"):
+            logger.rows = rows
+    states = zip(keepers(trainer), saved["keepers"], saved["files"], strict=False)
+    for keeper, values, files in states:
+        for name, value in values.items():
+            write(keeper, name, value)
+        for path in _files(keeper) if trainer.is_global_zero else ():
+            # It is of after the checkpoint: the same file would now get another name.
+            if folder in path.parents and path.name not in files and path not in own:
+                path.unlink()
+
+
+def at_validation(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Put back, at the start of the first validation, what Lightning resets before it."""
+    val_loop, every = (
+        trainer.fit_loop.epoch_loop.val_loop,
+        trainer.reload_dataloaders_every_n_epochs,
+    )
+    if every and trainer.current_epoch - saved["validation_reloaded"] >= every:
+        write(val_loop, "_last_val_dl_reload_epoch", trainer.current_epoch)
+    else:
+        write(val_loop, "_last_val_dl_reload_epoch", saved["validation_reloaded"])
+        read(val_loop, "_seen_batches_per_dataloader", {}).update(saved["validation_steps"])
+
+
+def keepers(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+
+
+def move_keepers(trainer: Trainer, checkpoint: dict[str, Any], *, same_run: bool) -> None:
+    """Let a ModelCheckpoint find its files in a folder that has moved.
+
+    Lightning forgets all of them but the best one, whose old path it keeps.
+    """
+    for keeper in keepers(trainer):
+        state = checkpoint["callbacks"].get(keeper.state_key)
+        if state is None or keeper.dirpath == state["dirpath"]:
+            continue
+        if not same_run:  # the best one of this run is yet to come
+            del checkpoint["callbacks"][keeper.state_key]
+            continue
+        moved = {path: str(Path(keeper.dirpath or "", Path(path).name)) for path in _paths(state)}
+        moved = {path: here for path, here in moved.items() if Path(here).exists()}
+        state["dirpath"] = keeper.dirpath
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved.get(state[name], "")
+        scores = state["best_k_models"].items()
+        state["best_k_models"] = {moved[path]: score for path, score in scores if path in moved}
+
+
+def _paths(state: dict[str, Any]) -> Iterator[str]:
+    yield from (state["best_model_path"], state["last_model_path"], *state["best_k_models"])
+
+
+def _files(keeper: ModelCheckpoint) -> list[Path]:
+    return [*Path(keeper.dirpath or "nowhere").glob("*.ckpt")]
+
+
+def _found_by_search(trainer: Trainer) -> list[str]:
+    """Return the attributes of the task or datamodule that a finder has set."""
+    names: list[str] = []
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            names += [read(callback, "_attr_name") or "", "lr", "learning_rate"]
+        elif isinstance(callback, BatchSizeFinder):
+            names += [read(callback, "_batch_arg_name") or ""]
+    return [name for name in names if name and lightning_hasattr(trainer.lightning_module, name)]
