@@ -211,8 +211,9 @@ class RunFolder:
             checkpoint: whose weights were tested.
         """
         tested = str(checkpoint) if checkpoint is not None else None
-        if checkpoint is not None and checkpoint.is_relative_to(self.path):
-            tested = checkpoint.relative_to(self.path).as_posix()  # the folder may be moved
+        if checkpoint is not None and checkpoint.resolve().is_relative_to(self.path.resolve()):
+            # The folder may be moved.
+            tested = checkpoint.resolve().relative_to(self.path.resolve()).as_posix()
         try:
             write_json(self.metrics, {**metrics, "limits": limits, "checkpoint": tested})
         except OSError as error:
