@@ -17,7 +17,7 @@ CHECKSUMS = (
 
 
 def is_url(place: str) -> bool:
-    """Whether it is elsewhere, as remote.py understands it: s3://bucket/prefix."""
+    """Return whether it is a URL, as remote/url.py understands it: s3://bucket/prefix."""
     return "://" in place
 
 

@@ -163,7 +163,10 @@ def fit(run: Run, built: Built) -> Path | None:
     init_process_group(trainer.strategy)
     trainer.fit(built.task, built.datamodule, ckpt_path=built.resume_from)
     resume = next(one for one in trainer.callbacks if isinstance(one, Resume))  # type: ignore[attr-defined]
-    if resume.any_rank(run.signals.received is not None):
+    stopped = run.signals.received is not None
+    if trainer.world_size > 1:
+        (stopped,) = resume.agreement.any(stopped)
+    if stopped:
         run.signals.exit()
     best = _best(trainer)
     if resume.enabled:

@@ -1,4 +1,4 @@
-"""A run's folder in a second place, at a URL (remote.py).
+"""A copy of a run's folder at a URL.
 
 Training reads and writes a folder in `runs`, as always. What is at the URL and not here is fetched
 first, and what is new here is copied while the training goes on. The order makes every kill

@@ -264,16 +264,15 @@ class FastOptimization(_AutomaticOptimization):
             super()._optimizer_step(batch_idx, closure)
             return
         optimizer = trainer.optimizers[0]
+        clip, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        clips = clip is not None or overrides(hooks.task, "configure_gradient_clipping")
 
         def closure_then_clip() -> Any:
             result = closure()
             hooks.call("on_before_optimizer_step", optimizer)
-            hooks.call_task(
-                "configure_gradient_clipping",
-                optimizer,
-                gradient_clip_val=trainer.gradient_clip_val,
-                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
-            )
+            if clips:
+                options = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm}
+                hooks.call_task("configure_gradient_clipping", optimizer, **options)
             return result
 
         self.optim_progress.optimizer.step.increment_ready()
