@@ -31,8 +31,11 @@ def install(task: LightningModule) -> bool:
 class Known(NamedTuple):
     """A key that was logged before."""
 
+    place: Any  # the trainer and its stage
     options: Any  # of the call, without name, value and batch size
-    result: Any  # Lightning's _ResultMetric, which has the sums
+    results: Any  # Lightning's _ResultCollection of this stage
+    loader: int | None  # of several validation loaders
+    result: Any  # Lightning's _ResultMetric, which holds the sums of the key
 
 
 class FastLog:
@@ -48,33 +51,35 @@ class FastLog:
     def __call__(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         task, batch_size = self.task, options.pop("batch_size", None)
         trainer, hook = task._trainer, task._current_fx_name
-        results: Any = None if trainer is None else trainer._results
-        if results is None or hook is None:
-            LightningModule.log(task, name, value, *args, batch_size=batch_size, **options)
-            return
         key = f"{hook}.{name}"
-        if results.dataloader_idx is not None:
-            key += f".{results.dataloader_idx}"
-        connector, known = trainer._logger_connector, self.known.get(key)
+        place = trainer and (trainer, trainer.state.fn, trainer.state.stage)
+        known = self.known.get(key)
         if (
             known is None
-            or known.result is not results.get(key)
+            or known.place != place
             or known.options != (args, options)
-            or connector.should_reset_tensors(hook)
+            or known.loader != known.results.dataloader_idx
+            or trainer._logger_connector.should_reset_tensors(hook)
             or (tensor := as_scalar(value, known.result.value)) is None
         ):
             LightningModule.log(task, name, value, *args, batch_size=batch_size, **options)
-            self._remember(key, results.get(key), args, options)
+            self._remember(key, place, (args, options))
             return
         result = known.result
-        result.forward(tensor, results._extract_batch_size(result, batch_size, result.meta))
+        size = known.results._extract_batch_size(result, batch_size, result.meta)
+        result.forward(tensor, size)
         result.has_reset = False
-        connector._current_fx = hook
+        trainer._logger_connector._current_fx = hook
 
-    def _remember(self, key: str, result: Any, *options: Any) -> None:
+    def _remember(self, key: str, place: Any, options: Any) -> None:
+        results: Any = place and place[0]._results
+        if results is None:
+            return
+        loader = results.dataloader_idx
+        result = results.get(key if loader is None else f"{key}.{loader}")
         is_usual = result is not None and result.is_tensor and not result.meta.enable_graph
-        if is_usual and not result.meta.sync.should:
-            self.known[key] = Known(options, result)
+        if is_usual:
+            self.known[key] = Known(place, options, results, loader, result)
 
 
 def as_scalar(value: Any, like: torch.Tensor) -> torch.Tensor | None:

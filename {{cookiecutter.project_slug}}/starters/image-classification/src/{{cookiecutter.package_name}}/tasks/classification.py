@@ -43,7 +43,7 @@ class ClassificationTask(L.LightningModule):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss)
         acc = accuracy(logits, targets)
-        self.log("train/acc", acc, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", acc, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
