@@ -174,7 +174,7 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
         case ZeroDivisionError() if _of_optimizer(error):
-            return "scheduler: its warm-up is shorter than one step. Raise pct_start, or train longer."
+            return "scheduler: its warm-up is one step or less. Raise pct_start, or train longer."
         case TypeError() | ValueError() if _of_optimizer(error):
             return f"optimizer or scheduler: {_one_line(error)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):

@@ -1,7 +1,7 @@
 """The policy: what every `auto` in the config becomes on this hardware, with reasons.
 
-An explicit value wins; an impossible one is refused in one sentence. `resolve` is a pure function of
-what is requested and what is there, so every row of the policy can be tested on any machine.
+An explicit value wins; an impossible one is refused in one sentence. `resolve` is a pure function
+of what is requested and what is there, so every row of the policy can be tested on any machine.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ class Agreement:
         self.batches, self.every, self.at = 0, 1, time.monotonic()
 
     def is_time(self) -> bool:
-        """Return whether to call `any` now. Call it once a batch; every rank gets the same answer."""
+        """Return whether to call `any` now: the same on every rank, if called once a batch."""
         self.batches += 1
         return self.batches >= self.every
 
