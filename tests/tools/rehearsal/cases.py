@@ -85,13 +85,18 @@ CaseOf = TypeVar("CaseOf", bound=Case)
 CASES: dict[str, Case] = {}
 
 
-def sound(**severities: str) -> Callable[[CaseOf], CaseOf]:
-    """It trains everywhere; except that on MPS a CPU may compute an operator: `mps="fallback"`."""
+def sound(mps_since: str = "", **severities: str) -> Callable[[CaseOf], CaseOf]:
+    """It trains everywhere; except that on MPS a CPU may compute an operator: `mps="fallback"`.
+
+    Args:
+        mps_since: the first PyTorch whose MPS has the operator.
+        severities: of what may be said, by target.
+    """
 
     def decorate(case: CaseOf) -> CaseOf:
         if severities.get("mps") == "fallback":
             said = {**severities, "mps": "fails"}
-            case.expected = Expected("fallback", said)
+            case.expected = Expected("fallback", _with_kernel(said, mps_since))
         else:
             case.expected = Expected("", severities, line=None)
         return add(case)
@@ -100,14 +105,25 @@ def sound(**severities: str) -> Callable[[CaseOf], CaseOf]:
 
 
 def planted(kind: str, **said: Any) -> Callable[[CaseOf], CaseOf]:
-    """It has one fault, of this kind. Targets are keywords, and so are the fields of Expected."""
+    """It has one fault, of this kind. Targets are keywords, and so are the fields of Expected.
+
+    `mps_since` is the first PyTorch in which MPS has the operator, so that nothing is at fault there.
+    """
+    mps_since = said.pop("mps_since", "")
     severities = {target: said.pop(target) for target in TARGETS if target in said}
 
     def decorate(case: CaseOf) -> CaseOf:
-        case.expected = Expected(kind, severities, **said)
+        case.expected = Expected(kind, _with_kernel(severities, mps_since), **said)
         return add(case)
 
     return decorate
+
+
+def _with_kernel(severities: Mapping[str, str], mps_since: str) -> Mapping[str, str]:
+    """From the PyTorch on in which MPS has the operator, it is there as on CUDA."""
+    if not mps_since or torch.__version__ < mps_since:
+        return severities
+    return {**severities, "mps": severities.get("cuda", "fine")}
 
 
 def on(**said: Any) -> dict[str, Any]:

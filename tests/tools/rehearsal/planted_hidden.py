@@ -187,7 +187,7 @@ class MultilabelMargin(Linear):
         return F.multilabel_margin_loss(self.net(batch[0]), targets)
 
 
-@planted("fallback", cuda="may warn", **MPS)
+@planted("fallback", cuda="may warn", mps_since="2.14", **MPS)
 class LowRankApproximation(Linear):
     """svd_lowrank is Python of PyTorch's; what it calls in the end is not on MPS."""
 

@@ -24,7 +24,7 @@ class Square(Task):
         return batches(torch.randn(8, 4, 4) + 3 * torch.eye(4))
 
 
-@planted("fallback", cuda="may warn", **FALLBACK)
+@planted("fallback", cuda="may warn", mps_since="2.14", **FALLBACK)
 class Eigenvalues(Square):
     def training_step(self, batch):
         h = self.net(batch[0])
@@ -33,7 +33,7 @@ class Eigenvalues(Square):
         return values.square().mean()
 
 
-@planted("fallback", cuda="may warn", **FALLBACK)
+@planted("fallback", cuda="may warn", mps_since="2.14", **FALLBACK)
 class Eigenvectors(Square):
     def training_step(self, batch):
         h = self.net(batch[0])
@@ -42,14 +42,14 @@ class Eigenvectors(Square):
         return values.mean() + vectors.abs().mean()
 
 
-@planted("fallback", cuda="may warn", **FALLBACK)
+@planted("fallback", cuda="may warn", mps_since="2.14", **FALLBACK)
 class NuclearNorm(Square):
     def training_step(self, batch):
         # fault: NuclearNorm
         return torch.linalg.svdvals(self.net(batch[0])).sum()
 
 
-@planted("fallback", cuda="may warn", **FALLBACK)
+@planted("fallback", cuda="may warn", mps_since="2.14", **FALLBACK)
 class LeastSquares(Square):
     def training_step(self, batch):
         with torch.no_grad():
@@ -58,7 +58,7 @@ class LeastSquares(Square):
         return (self.net(batch[0]) @ solved).square().mean()
 
 
-@planted("fallback", **FALLBACK)
+@planted("fallback", mps_since="2.14", **FALLBACK)
 class MatrixExponential(Square):
     def training_step(self, batch):
         # fault: MatrixExponential
@@ -111,7 +111,7 @@ class FlatTake(Linear):
         return -torch.take(logits.log_softmax(-1), places).mean()
 
 
-@planted("fallback", **FALLBACK)
+@planted("fallback", mps_since="2.14", **FALLBACK)
 class PoissonNoise(Linear):
     def training_step(self, batch):
         # fault: PoissonNoise
@@ -129,7 +129,7 @@ class MajorityVote(Linear):
         return F.cross_entropy(logits, agreed)
 
 
-@planted("fallback", backward=True, **FALLBACK)
+@planted("fallback", backward=True, mps_since="2.14", **FALLBACK)
 class AntialiasedResize(Task):
     """MPS has the forward, and not the backward."""
 
@@ -145,7 +145,7 @@ class AntialiasedResize(Task):
     data = staticmethod(images)
 
 
-@planted("fallback", mps="warning", cuda="may warn", stage="val")
+@planted("fallback", mps="warning", cuda="may warn", stage="val", mps_since="2.14")
 class ConditionInValidation(Square):
     """Outside of training it costs little: a warning."""
 
@@ -157,7 +157,7 @@ class ConditionInValidation(Square):
         self.log("condition", torch.linalg.svdvals(batch[0]).amax())
 
 
-@planted("fallback", mps="warning", cuda="may warn")
+@planted("fallback", mps="warning", cuda="may warn", mps_since="2.14")
 class AcceptedEigenvalues(Square):
     """Accepted by the user, with a reason."""
 
@@ -208,7 +208,7 @@ class Whitened(torch.optim.Optimizer):
         return loss
 
 
-@planted("fallback", cuda="may warn", **FALLBACK)
+@planted("fallback", cuda="may warn", mps_since="2.14", **FALLBACK)
 class OptimizerWithEigenvectors(Linear):
     def configure_optimizers(self):
         return Whitened(self.parameters())

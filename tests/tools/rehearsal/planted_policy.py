@@ -34,16 +34,18 @@ class DistributedDataParallel(Linear):
     settings = {"strategy": "ddp"}
 
 
-@planted("policy", mps="fails", cpu="fails", on_cpu=False, **NONE)
+@planted("policy", mps="fails", cpu="any", on_cpu=False, **NONE)
 class FullyShardedDataParallel(Linear):
+    """On one CPU Lightning refuses it, and the project's policy takes it for auto."""
+
     settings = {"strategy": "fsdp"}
 
 
-@planted("policy", mps="fails", cuda="any", on_cpu=False, **NONE)
+@planted("policy", mps="fails", on_cpu=False, **NONE)
 class TwoDevices(Linear):
     """On the CPU these are two processes, which are not started here."""
 
-    settings = {"devices": 2, "strategy": "ddp_spawn"}
+    settings = {"devices": 2, "strategy": "ddp"}
 
 
 class Wide(Task):

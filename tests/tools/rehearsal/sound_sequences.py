@@ -305,7 +305,7 @@ class CrossAttentionPooling(Task):
     data = staticmethod(sequences)
 
 
-@sound(mps="fallback", cuda="may warn")
+@sound(mps="fallback", cuda="may warn", mps_since="2.14")
 class SpeechWithCTC(Task):
     """CTC has no kernel on MPS; CUDA has one, and reads the lengths, which waits."""
 

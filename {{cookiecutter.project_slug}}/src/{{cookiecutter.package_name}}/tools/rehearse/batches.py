@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -54,7 +55,10 @@ def take(datamodule: LightningDataModule) -> dict[str, Any]:
     for split, stage in STAGES.items():
         datamodule.setup(stage)
         if is_overridden(f"{split}_dataloader", datamodule, LightningDataModule):
-            loaders = getattr(datamodule, f"{split}_dataloader")()
+            with warnings.catch_warnings():
+                # The number of workers is that of the target, which may have more cores than this.
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                loaders = getattr(datamodule, f"{split}_dataloader")()
             if loaders is not None and tree_leaves(loaders):
                 taken[split] = tree_map(Repeated, loaders)
     return taken

@@ -88,6 +88,10 @@ class DeviceCalls(TorchFunctionMode):
                 kept = data.clone() if make is torch.tensor else data
                 kept = kept.to(kwargs["dtype"]) if kwargs.get("dtype") else kept
                 return kept if device is None else kept.to(device)
+            if isinstance(data, list | tuple) and _has_stand_in(data):
+                copied = _stacked(data)  # each value goes to the CPU, and from there to the device
+                copied = copied.to(kwargs["dtype"]) if kwargs.get("dtype") else copied
+                return copied if device is None else copied.to(device)
             here = make(data, *args, **kwargs)
             return here if device is None else here.to(device)
 
@@ -131,3 +135,16 @@ class DeviceCalls(TorchFunctionMode):
         if value(tensor) is None:
             self.guessed("values")
         return invented(tensor)
+
+
+def _has_stand_in(data: Any) -> bool:
+    if isinstance(data, list | tuple):
+        return any(_has_stand_in(item) for item in data)
+    return isinstance(data, StandIn)
+
+
+def _stacked(data: Any) -> Tensor:
+    """Return nested lists of numbers and tensors as one tensor on the CPU."""
+    if isinstance(data, list | tuple):
+        return torch.stack([_stacked(item) for item in data])
+    return data.cpu() if isinstance(data, Tensor) else torch.tensor(data)

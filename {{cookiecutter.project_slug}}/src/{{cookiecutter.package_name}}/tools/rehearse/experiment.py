@@ -6,6 +6,7 @@ from lightning import LightningModule
 from omegaconf import DictConfig
 
 from ...engine import device
+from ...engine.speed.fused import FusedOptimizers
 from ...engine.trainer import build_data, build_task
 from .findings import Verdict
 from .parity import compare
@@ -33,6 +34,7 @@ class Experiment:
             build,
             build_data(settled),
             trainer=self.cfg.trainer,
+            callbacks=[FusedOptimizers()],
             accept=self.cfg.rehearse.accept,
             memory=self.cfg.memory,
         )

@@ -50,7 +50,9 @@ NO_DRIVER = (
 
 def asked_the_driver(error: BaseException) -> bool:
     """Whether PyTorch raised this because it asked real hardware, which a rehearsal does not have."""
-    return isinstance(error, torch.AcceleratorError) or any(part in str(error) for part in NO_DRIVER)
+    return isinstance(error, torch.AcceleratorError) or any(
+        part in str(error) for part in NO_DRIVER
+    )
 
 
 class Generator(torch.Generator):
@@ -153,7 +155,6 @@ def _cuda(target: str, event: Event) -> dict[str, Any]:
         "is_bf16_supported": lambda *args, **kwargs: True,
         "is_current_stream_capturing": lambda: False,
         "_lazy_init": lambda: None,
-        "_lazy_call": _returns(None),  # seeds of generators that are not here
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": _returns(None),
@@ -167,6 +168,10 @@ def _cuda(target: str, event: Event) -> dict[str, Any]:
         "get_rng_state_all": lambda: [torch.zeros(16, dtype=torch.uint8)],
         "set_rng_state": _returns(None),
         "set_rng_state_all": _returns(None),
+        "manual_seed": _returns(None),
+        "manual_seed_all": _returns(None),
+        "seed": lambda: None,
+        "seed_all": lambda: None,
         "initial_seed": lambda: 0,
         "synchronize": _waits(event),
         "Stream": stream,

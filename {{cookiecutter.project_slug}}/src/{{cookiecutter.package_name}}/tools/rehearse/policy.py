@@ -25,7 +25,7 @@ def settings_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]
         return resolve(want, MACHINES[target]), []
     except UserError as refusal:
         plain = Requested(accelerator=target)
-        message, _, fix = str(refusal).partition(": ")
+        message, _, fix = str(refusal).partition(". ")
         found = Finding("policy", "fails", message, fix or "leave it to auto")
         return resolve(plain, MACHINES[target]), [found]
 

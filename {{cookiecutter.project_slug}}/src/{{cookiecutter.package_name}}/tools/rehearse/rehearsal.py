@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
@@ -16,6 +16,7 @@ from .findings import Finding, Verdict, merged
 from .memory import parse, shown
 from .places import of_error
 from .policy import settings_for
+from .selfcheck import untrusted
 from .sources import loaded_beside, vendor_literals
 from .steps import Rehearsal, rehearse_steps
 from .survives import checkpoint_findings, loader_findings, worker_findings
@@ -35,12 +36,14 @@ class Rehearser:
         *,
         trainer: Mapping[str, Any],
         accept: Mapping[str, str],
+        callbacks: Sequence[Callback] = (),
         memory: str | int | None = None,
         sources: Sequence[Path] | None = None,
     ) -> None:
         self.build = (lambda: copy.deepcopy(task)) if isinstance(task, LightningModule) else task
         self.datamodule = batches.OneLoader(data) if isinstance(data, DataLoader) else data
         self.trainer, self.accept = dict(trainer), dict(accept)
+        self.callbacks = callbacks
         self.memory = None if memory is None else parse(memory)
         self.sources = sources
         self.taken: dict[str, Any] | None = None
@@ -54,9 +57,11 @@ class Rehearser:
 
     def on(self, target: str, want: Requested) -> Verdict:
         """What would happen on `target`, where this is asked for."""
-        choice, findings = settings_for(target, want)
+        settings, findings = settings_for(target, want)
         if self.taken is None:
             return Verdict(target, "its data only", findings + self.no_data)
+        if (reason := untrusted(target, settings.precision)) is not None:
+            return Verdict(target, "not at all", [reason])
 
         def steps(taken: dict[str, Any], **how: Any) -> Rehearsal:
             return rehearse_steps(
@@ -64,8 +69,9 @@ class Rehearser:
                 self.datamodule,
                 taken,
                 target,
-                precision=choice.precision,
+                precision=settings.precision,
                 trainer=self.trainer,
+                callbacks=self.callbacks,
                 accept=self.accept,
                 **how,
             )

@@ -4,12 +4,14 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import (
     DoublePrecision,
     HalfPrecision,
@@ -21,11 +23,24 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 
 from .memory import Meter
-from .recorder import WIDE, Recorder
 from .meta_mode import MetaMode
+from .recorder import WIDE, Recorder
 
 STEPS = 2  # of the optimizer, whose state is made by the first
 TRAINER = {"max_epochs": 1000, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of the Trainer.
+
+    Args:
+        run: makes the call.
+        borrows_batch: `predict_step` gets a batch of another split, which may not be what it takes.
+    """
+
+    run: Callable[[], Any]
+    borrows_batch: bool = False
 
 
 class StepRunner:
@@ -37,14 +52,19 @@ class StepRunner:
         datamodule: LightningDataModule,
         recorder: Recorder,
         mode: MetaMode,
+        meter: Meter,
+        *,
         precision: str,
         settings: dict[str, Any],
-        meter: Meter,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task, self.datamodule, self.recorder, self.mode = task, datamodule, recorder, mode
-        self.settings = {**TRAINER, **{k: v for k, v in settings.items() if k in TRAINER}}
-        self.precision = _precision(precision, mode.target.type)
         self.meter = meter
+        self.precision = _precision(precision, mode.target.type)
+        self.settings = {**TRAINER, **{k: v for k, v in settings.items() if k in TRAINER}}
+        accumulated = min(settings.get("accumulate_grad_batches", 1), 2)  # more takes only time
+        self.settings["accumulate_grad_batches"] = accumulated
+        self.callbacks = [*callbacks, Cues(recorder, STEPS * accumulated)]
         self.fitted: Trainer | None = None
 
     def move_in(self) -> None:
@@ -63,14 +83,15 @@ class StepRunner:
                 module._device = self.mode.target
         self.meter.made([*self.task.parameters(), *self.task.buffers()])
 
-    def parts(self, taken: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    def parts(self, taken: dict[str, Any]) -> Iterator[Part]:
         if "train" in taken and is_overridden("training_step", self.task):
-            yield self._fit
+            yield Part(self._fit)
         if "test" in taken and is_overridden("test_step", self.task):
-            yield lambda: self._trainer().test(self.task, self.datamodule, verbose=False)
-        loaders = taken.get("predict", taken.get("test", taken.get("val")))
+            yield Part(lambda: self._trainer().test(self.task, self.datamodule, verbose=False))
+        own = "predict" in taken
+        loaders = taken["predict"] if own else taken.get("test", taken.get("val"))
         if loaders is not None and is_overridden("predict_step", self.task):
-            yield lambda: self._trainer().predict(self.task, loaders)
+            yield Part(lambda: self._trainer().predict(self.task, loaders), borrows_batch=not own)
 
     def optimizers(self) -> list[Any]:
         return [] if self.fitted is None else self.fitted.optimizers
@@ -102,8 +123,8 @@ class StepRunner:
             accelerator=OnStage(),
             strategy=StageStrategy(self.mode.target, self.move_in),
             plugins=[self.precision],
-            callbacks=[Cues(self.recorder)],
-            logger=False,
+            callbacks=list(self.callbacks),
+            logger=DummyLogger(),  # whatever is called on it: a task may use self.logger
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -141,17 +162,17 @@ class StageStrategy(SingleDeviceStrategy):
 class Cues(Callback):
     """Tells the recorder which step runs, and ends the training after a few."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, num_batches: int) -> None:
         self.recorder = recorder
-        self.steps = 0
+        self.left = num_batches
 
     def on_train_batch_start(self, *args: Any) -> None:
         self.recorder.stage = "train"
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.recorder.stage = ""
-        self.steps += 1
-        if self.steps >= STEPS:
+        self.left -= 1
+        if self.left <= 0:
             trainer.should_stop = True
 
     def on_validation_batch_start(self, *args: Any) -> None:

@@ -1,13 +1,13 @@
 """The user's own training, validation, test and predict steps, rehearsed."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from lightning import LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule
 
 from ...engine.errors import UserError
 from . import batches
@@ -15,11 +15,11 @@ from .calls import DeviceCalls
 from .fake_hardware import asked_the_driver, fake_hardware
 from .findings import Finding
 from .memory import Meter
-from .step_runner import StepRunner, quiet_lightning
+from .meta_mode import SMALL, MetaMode
 from .places import of_error
 from .recorder import MADE_ELSEWHERE, Recorder
-from .meta_mode import SMALL, MetaMode
 from .standin import StandIn
+from .step_runner import StepRunner, quiet_lightning
 
 
 @dataclass
@@ -41,6 +41,7 @@ def rehearse_steps(
     *,
     precision: str = "32-true",
     trainer: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
     accept: dict[str, str] | None = None,
     limit: int | None = SMALL,
 ) -> Rehearsal:
@@ -66,7 +67,9 @@ def rehearse_steps(
         guessed=recorder.guessed,
         limit=limit,
     )
-    calls = DeviceCalls(device, event=recorder.event, called=recorder.called, guessed=recorder.guessed)
+    calls = DeviceCalls(
+        device, event=recorder.event, called=recorder.called, guessed=recorder.guessed
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -82,19 +85,33 @@ def rehearse_steps(
 
         def perform() -> None:
             task = rehearsal.task = build()
-            settings = trainer or {}
-            performance = StepRunner(task, datamodule, recorder, mode, precision, settings, meter)
-            for part in performance.parts(taken):
-                _try(recorder, part)
-            meter.count(performance.optimizers(), task)
-            rehearsal.saved = performance.saved()
+            runner = StepRunner(
+                task,
+                datamodule,
+                recorder,
+                mode,
+                meter,
+                precision=precision,
+                settings=trainer or {},
+                callbacks=callbacks,
+            )
+            for part in runner.parts(taken):
+                _try(recorder, part.run, forgive_errors=part.borrows_batch)
+            meter.count(runner.optimizers(), task)
+            rehearsal.saved = runner.saved()
 
         _try(recorder, perform)
     return rehearsal
 
 
-def _try(recorder: Recorder, part: Callable[[], Any]) -> None:
-    """Run a part; what it raises is a finding, unless it follows from one that is there already."""
+def _try(recorder: Recorder, part: Callable[[], Any], *, forgive_errors: bool = False) -> None:
+    """Run a part; what it raises is a finding, unless it follows from one that is there already.
+
+    Args:
+        recorder: gets the finding.
+        part: what is run.
+        forgive_errors: what it raises is no finding, since it may get another batch than it takes.
+    """
     before = {finding for finding in recorder.findings if finding.severity == "fails"}
     try:
         part()
@@ -102,6 +119,8 @@ def _try(recorder: Recorder, part: Callable[[], Any]) -> None:
         raise  # a mistake in the config, which every command tells in a sentence
     except Exception as error:
         recorder.stage, stage = "", recorder.stage
+        if forgive_errors:
+            return
         place = of_error(error.__traceback__)
         broken = {f for f in recorder.findings if f.severity == "fails" and f.kind in HIDES}
         if broken - before or (broken and not stage):
