@@ -41,6 +41,8 @@ def bake(folder: Path, **answers: object) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The workers of pytest-xdist share the cores: threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "BAKED" not in os.environ:  # not in the workers of pytest-xdist, which inherit it
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)

@@ -3,10 +3,22 @@
 The projects are baked after this file is read, so their packages are imported in the fixtures.
 """
 
+import functools
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def code_read_once() -> Iterator[None]:
+    """Keep the code that every identity is computed from."""
+    identity: Any = importlib.import_module("image_project.engine.run.identity")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(identity, "essence", functools.cache(identity.essence))
+        yield
 
 
 @pytest.fixture

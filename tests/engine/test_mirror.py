@@ -1,8 +1,7 @@
-"""A run with its copy at a URL: what one machine has left there, any other goes on from."""
+"""A run with its copy at a URL: what one machine has left there, any other resumes from."""
 
 import logging
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -11,22 +10,20 @@ from typing import Any
 
 import fsspec
 import pytest
-from conftest import compose_config, quick, starter
+from image_project.engine.errors import UserError
+from image_project.engine.files import CHECKSUMS
+from image_project.engine.remote import lease
+from image_project.engine.remote.mirror import Mirror
+from image_project.engine.remote.url import Folder
+from image_project.engine.run import find, run_folder
+from image_project.evaluate import evaluate
+from image_project.tasks.classification import ClassificationTask
+from image_project.train import train
 from omegaconf import DictConfig
-from test_resume import SMALL, digest, result
 
-from {{ cookiecutter.package_name }} import lease
-from {{ cookiecutter.package_name }}.errors import UserError
-from {{ cookiecutter.package_name }}.evaluate import evaluate
-from {{ cookiecutter.package_name }}.mirror import Mirror
-from {{ cookiecutter.package_name }}.remote import Folder
-from {{ cookiecutter.package_name }}.run import Run
-from {{ cookiecutter.package_name }}.storage import SEAL
-from {{ cookiecutter.package_name }}.train import train
+from .small_runs import SMALL, Result, compose_config, digest, result, stop_at
 
 one_kind = pytest.mark.parametrize("far", ["memory"], indirect=True)  # it differs in nothing here
-
-Result = tuple[str, str, list[dict[str, str]], dict[str, float]]
 
 
 @pytest.fixture(autouse=True)
@@ -56,27 +53,15 @@ def disk(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    cfg = quick(f"runs_dir={tmp_path_factory.mktemp('undisturbed').as_posix()}", *SMALL)
+    cfg = compose_config(
+        "train", f"runs_dir={tmp_path_factory.mktemp('undisturbed').as_posix()}", *SMALL
+    )
     train(cfg)
-    return result(Run.of(cfg))
+    return result(run_folder(cfg))
 
 
 def at(url: str, *overrides: str) -> DictConfig:
-    return quick(f"runs_dir={url}", *SMALL, *overrides)
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, cfg: DictConfig) -> None:
-    """Train until a SIGTERM in that step."""
-
-    def interrupt(task: Any, batch: Any, batch_idx: int) -> None:
-        if task.global_step == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(starter.Task, "on_train_batch_start", interrupt)
-        with pytest.raises(SystemExit) as end:
-            train(cfg)
-    assert end.value.code == 143
+    return compose_config("train", f"runs_dir={url}", *SMALL, *overrides)
 
 
 def steps(folder: Folder) -> list[str]:
@@ -86,23 +71,23 @@ def steps(folder: Folder) -> list[str]:
 def test_a_run_goes_on_elsewhere_from_its_copy_alone_to_the_same_bits(
     far: str, machine: Any, monkeypatch: pytest.MonkeyPatch, undisturbed: Result
 ) -> None:
-    stop_at(6, monkeypatch, at(far))
+    assert stop_at(6, at(far)) == 143
     machine("second")
     assert not Path("runs").exists()
-    stop_at(8, monkeypatch, at(far, "resume=must"))
+    assert stop_at(8, at(far, "resume=must")) == 143
     machine("first")  # which has less than the copy has by now
     train(at(far, "resume=must"))
-    run = Run.of(at(far))
+    run = run_folder(at(far))
     assert result(run) == undisturbed
     assert run.mirror is not None
     there = run.mirror.there
-    assert steps(there) == [f"checkpoints/step_{step:09d}.ckpt" for step in (9, 10)]
+    assert steps(there) == [f"checkpoints/step_{step:09d}.ckpt" for step in (8, 9)]
     for name in there.names():
-        assert there.read(name) == (run.folder / name).read_bytes()
+        assert there.read(name) == (run.path / name).read_bytes()
     machine("third")
-    assert train(at(far)) == {k: v for k, v in undisturbed[3].items() if k != "how_long"}
-    assert not Run.of(at(far)).checkpoints()  # a look at the results needs none
-    assert digest(Run.of(at(far)).best) == undisturbed[1]
+    assert train(at(far)).items() < undisturbed[3].items()
+    assert not run_folder(at(far)).checkpoints()  # a look at the results needs none
+    assert digest(run_folder(at(far)).best) == undisturbed[1]
 
 
 def test_a_run_killed_at_any_moment_of_its_copying_goes_on_to_the_same_bits(
@@ -133,7 +118,7 @@ def test_a_run_killed_at_any_moment_of_its_copying_goes_on_to_the_same_bits(
         moment.rename(far)
         machine(f"after {moment.name}")
         train(at(disk))
-        run = Run.of(at(disk))
+        run = run_folder(at(disk))
         run.fetch()  # the checkpoints, had it been finished
         assert result(run) == undisturbed
 
@@ -150,12 +135,12 @@ def test_training_does_not_wait_for_the_network(
         put(folder, name, source)
 
     monkeypatch.setattr(Folder, "put", slow)
-    monkeypatch.setattr(starter.Task, "on_train_end", lambda task: trained.set())
+    monkeypatch.setattr(ClassificationTask, "on_train_end", lambda task: trained.set())
     train(at(far))
-    run = Run.of(at(far))
+    run = run_folder(at(far))
     assert result(run) == undisturbed
     assert run.mirror is not None
-    assert "checkpoints/step_000000010.ckpt" in steps(run.mirror.there)
+    assert "checkpoints/step_000000009.ckpt" in steps(run.mirror.there)
     assert len(run.checkpoints()) == 2  # the one that was kept until it was copied is gone
 
 
@@ -178,7 +163,7 @@ def test_without_a_network_training_goes_on_and_the_same_command_copies_the_rest
 
     with monkeypatch.context() as patched:
         patched.setattr(Folder, "put", lost)
-        stop_at(4, patched, at(far))  # saved as step 5
+        assert stop_at(4, at(far)) == 143  # saved as step 5
         assert "no network" in caplog.text
         machine("second")
         gone["to"] = 1000
@@ -186,8 +171,8 @@ def test_without_a_network_training_goes_on_and_the_same_command_copies_the_rest
             train(at(far))
     assert train(at(far))["steps"] == 10
     machine("third")
-    Run.of(at(far)).fetch()
-    assert result(Run.of(at(far))) == undisturbed
+    run_folder(at(far)).fetch()
+    assert result(run_folder(at(far))) == undisturbed
 
 
 def test_a_run_is_the_same_wherever_it_lies_and_plain_copies_of_it_go_on(
@@ -197,32 +182,32 @@ def test_a_run_is_the_same_wherever_it_lies_and_plain_copies_of_it_go_on(
     monkeypatch: pytest.MonkeyPatch,
     undisturbed: Result,
 ) -> None:
-    stop_at(3, monkeypatch, at("runs"))
+    assert stop_at(3, at("runs")) == 143
     shutil.copytree("runs", tmp_path / "far")
     machine("second")
-    assert Run.of(at("runs")).folder == Run.of(at(disk)).folder
-    stop_at(6, monkeypatch, at(disk, "resume=must"))
+    assert run_folder(at("runs")).path == run_folder(at(disk)).path
+    assert stop_at(6, at(disk, "resume=must")) == 143
     machine("third")
     shutil.copytree(tmp_path / "far", "runs")
     train(at("runs", "resume=must"))
-    assert result(Run.of(at("runs"))) == undisturbed
+    assert result(run_folder(at("runs"))) == undisturbed
 
 
 @one_kind
 def test_resume_never_takes_a_name_that_is_free_there_too(far: str, machine: Any) -> None:
     train(at(far))
-    first = Run.of(at(far)).folder.name
+    first = run_folder(at(far)).path.name
     machine("second")
-    assert Run.of(at(far, "resume=never")).folder.name == f"{first}-2"
+    assert run_folder(at(far, "resume=never")).path.name == f"{first}-2"
 
 
 @one_kind
 def test_evaluate_and_new_runs_start_from_a_url(far: str, machine: Any) -> None:
     tested = train(at(far))["test/loss"]
-    run = Run.of(at(far))
+    run = run_folder(at(far))
     assert run.mirror is not None
     url = run.mirror.there.url
-    newest = f"{url}/checkpoints/step_000000010.ckpt"
+    newest = f"{url}/checkpoints/step_000000009.ckpt"
     longer = ("scheduler=constant", "trainer.max_epochs=3")
     by_path = at("other", *longer, f"ckpt_path={run.checkpoints()[0].resolve().as_posix()}")
     machine("second")
@@ -230,30 +215,30 @@ def test_evaluate_and_new_runs_start_from_a_url(far: str, machine: Any) -> None:
     for where in (url, f"{url}/checkpoints/best.ckpt", "latest"):
         cfg = compose_config("evaluate", f"run={where}", f"runs_dir={far}", f"+{limit}")
         assert evaluate(cfg)["test/loss"] == tested
-    assert (Path("runs") / run.folder.name / "evaluate" / "metrics.json").is_file()
+    assert (Path("runs") / run.path.name / "evaluate" / "metrics.json").is_file()
     by_url = at("other", *longer, f"ckpt_path={newest}")
-    assert Run.of(by_url).folder.name == Run.of(by_path).folder.name
+    assert run_folder(by_url).path.name == run_folder(by_path).path.name
     assert train(by_url)["steps"] == 15
     by_url, by_path = (
-        at("other", f"init_from={where}") for where in (url, "runs/" + run.folder.name)
+        at("other", f"init_from={where}") for where in (url, "runs/" + run.path.name)
     )
-    assert Run.of(by_url).folder.name == Run.of(by_path).folder.name
+    assert run_folder(by_url).path.name == run_folder(by_path).path.name
     with pytest.raises(UserError, match="is a folder"):
         train(at("other", *longer, f"ckpt_path={url}"))
-    with pytest.raises(UserError, match=f"no checkpoint in {far}/nothing"):
-        Run.find(f"{far}/nothing", "runs")
+    with pytest.raises(UserError, match=f"No checkpoint in {far}/nothing"):
+        find(f"{far}/nothing", "runs")
     with pytest.raises(UserError, match=f"There is no {far}/x.ckpt"):
-        Run.find(f"{far}/x.ckpt", "runs")
+        find(f"{far}/x.ckpt", "runs")
     with pytest.raises(UserError, match="has a checkpoint"):
-        Run.find("latest", f"{far}/nothing")
+        find("latest", f"{far}/nothing")
 
 
 def test_a_second_machine_is_refused_while_the_first_gives_signs_of_life(
     far: str, machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "EVERY", 0.3)
-    run = Run.of(at(far))
-    run.folder.mkdir(parents=True)
+    run = run_folder(at(far))
+    run.path.mkdir(parents=True)
     assert run.mirror is not None
     with run.mirror.live():
         machine("second")
@@ -277,10 +262,10 @@ def test_a_machine_that_is_gone_is_waited_for_and_one_that_slept_gives_way(
             gone.push()
 
 
-def test_a_checkpoint_may_be_a_folder_and_one_without_its_seal_is_none(
+def test_a_checkpoint_may_be_a_folder_and_one_without_its_checksums_is_none(
     far: str, machine: Any
 ) -> None:
-    parts = ("rank_0", "rank_1", SEAL)
+    parts = ("rank_0", "rank_1", CHECKSUMS)
 
     def save(step: int) -> Path:
         folder = Path(f"runs/run/checkpoints/step_{step:09d}.ckpt")
@@ -297,7 +282,7 @@ def test_a_checkpoint_may_be_a_folder_and_one_without_its_seal_is_none(
     assert steps(mirror.there) == sorted(kept)
     mirror.there.put("checkpoints/step_000000004.ckpt/rank_0", b"killed before the rest")
     machine("second")
-    save(3).joinpath(SEAL).unlink()  # as if killed while it was fetched
+    save(3).joinpath(CHECKSUMS).unlink()  # as if killed while it was fetched
     second = Mirror(Path("runs/run"), f"{far}/run")
     second.fetch()
     for name in kept:
@@ -335,7 +320,7 @@ def test_what_is_wrong_with_a_url_is_said_before_anything_is_trained(
     cfg = at("memory://bucket/runs")
     with pytest.raises(UserError, match=says):
         train(cfg)
-    assert not Run.of(cfg).config.exists()
+    assert not run_folder(cfg).config.exists()
 
 
 def test_a_missing_package_and_an_unknown_kind_of_url_are_said(
@@ -343,6 +328,6 @@ def test_a_missing_package_and_an_unknown_kind_of_url_are_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[s3\]'"):
-        Run.of(at("s3://bucket/runs"))
+        run_folder(at("s3://bucket/runs"))
     with pytest.raises(UserError, match="s4"):
-        Run.of(at("s4://bucket/runs"))
+        run_folder(at("s4://bucket/runs"))
