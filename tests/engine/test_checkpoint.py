@@ -1,22 +1,25 @@
 """A checkpoint is plain data, and evaluate, predict and a notebook need nothing else."""
 
 import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import compose_config, starter
+from hydra.utils import instantiate
+from image_project.data.digits import DigitsDataModule
+from image_project.engine.errors import UserError
+from image_project.engine.files import checksum_matches, commit_folder
+from image_project.engine.run import find, run_folder
+from image_project.engine.trainer import load_run
+from image_project.evaluate import evaluate
+from image_project.predict import predict
+from image_project.tasks.classification import ClassificationTask
+from image_project.train import train
 
-import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.checkpoint import load_run, load_task
-from {{ cookiecutter.package_name }}.errors import UserError
-from {{ cookiecutter.package_name }}.evaluate import evaluate
-from {{ cookiecutter.package_name }}.predict import predict
-from {{ cookiecutter.package_name }}.run import Run
-from {{ cookiecutter.package_name }}.storage import is_sound, seal
-
-Finished = tuple[Run, dict[str, float]]
+from .small_runs import DEVICES, Compose, Finished, compose_config
 
 
 def evaluated(where: Path, *overrides: str) -> dict[str, float]:
@@ -27,19 +30,20 @@ def evaluated(where: Path, *overrides: str) -> dict[str, float]:
 
 def test_every_checkpoint_loads_weights_only(finished: Finished) -> None:
     run, metrics = finished
-    assert run.best.is_file()
-    for path in (run.best, *run.checkpoints()):
+    for path in (run.best, run.last, *run.checkpoints()):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        assert checkpoint["hyper_parameters"]["trainer"]["accelerator"] == "auto"
+        assert checkpoint["run"]["config"]["trainer"]["accelerator"] == "auto"
     newest = torch.load(run.checkpoints()[0], map_location="cpu", weights_only=True)
-    assert newest["global_step"] == metrics["steps"]
+    assert newest["global_step"] == metrics["steps"] - 1  # before the last step
+    assert torch.load(run.last, weights_only=True)["global_step"] == metrics["steps"]
 
 
+@pytest.mark.parametrize("accelerator", DEVICES)
 def test_evaluate_gives_the_numbers_of_the_test_in_train(
     finished: Finished, accelerator: str
 ) -> None:
     run, metrics = finished
-    again = evaluated(run.folder, f"trainer.accelerator={accelerator}")
+    again = evaluated(run.path, f"trainer.accelerator={accelerator}")
     # Devices differ in the last digits, and a sample at the border may fall on either side.
     assert again == pytest.approx({key: metrics[key] for key in again}, abs=0.003)
     if accelerator == "cpu" and not torch.cuda.is_available() and not torch.mps.is_available():
@@ -64,24 +68,56 @@ def test_a_checkpoint_of_another_device_loads_here(
     with monkeypatch.context() as patched:  # what torch.save writes down as a tensor's device
         patched.setattr(torch.serialization, "location_tag", lambda storage: tag)
         torch.save(checkpoint, foreign)
-    ours, theirs = load_task(run.best).state_dict(), load_task(foreign).state_dict()
+    ours, theirs = (load_run(str(path))[0].state_dict() for path in (run.best, foreign))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_load_from_checkpoint_needs_no_further_argument(finished: Finished) -> None:
-    run, _ = finished
-    task = starter.Task.load_from_checkpoint(run.best)
-    assert isinstance(task, starter.Task)
-    assert not task.training
+def test_a_task_loads_by_lightnings_own_method_with_its_own_hyper_parameters(
+    small: Compose,
+) -> None:
+    cfg = small("task.label_smoothing=0.1")
+    train(cfg)
+    best = run_folder(cfg).best
+    parts = {key: instantiate(cfg[key]) for key in ("model", "optimizer", "scheduler")}
+    task = ClassificationTask.load_from_checkpoint(best, **parts)
+    assert task.label_smoothing == 0.1
+    trained = torch.load(best, weights_only=True)["state_dict"]
+    assert all(torch.equal(trained[key], tensor) for key, tensor in task.state_dict().items())
 
 
-def test_a_task_without_an_answer_says_so_in_predict(
+class OwnHyperParameters(ClassificationTask):
+    """Keeps what it was given in the ordinary way, and reads it in a step."""
+
+    def __init__(self, *args: Any, lr: float = 0.5, seed: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters("lr", "seed")
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        assert self.hparams["lr"] == self.hparams.lr == 0.5
+        return super().training_step(batch, batch_idx)
+
+
+class OwnData(DigitsDataModule):
+    def __init__(self, *args: Any, seed: int = 3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters()
+
+
+def test_hyper_parameters_of_a_task_and_its_data_are_their_own(small: Compose) -> None:
+    cfg = small(f"task._target_={__name__}.OwnHyperParameters", f"data._target_={__name__}.OwnData")
+    train(cfg)
+    saved = torch.load(run_folder(cfg).checkpoints()[0], weights_only=True)
+    assert saved["hyper_parameters"] == {"label_smoothing": 0.0, "lr": 0.5, "seed": 3}
+    assert saved["datamodule_hyper_parameters"]["seed"] == 3
+
+
+def test_data_that_read_no_inputs_say_so_in_predict(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(starter.Task, "answer")
+    monkeypatch.delattr(DigitsDataModule, "read_inputs")
     cfg = compose_config("predict", "run=latest", "input=x")
-    cfg.run = str(finished[0].folder)
-    with pytest.raises(UserError, match="write one to use predict"):
+    cfg.run = str(finished[0].path)
+    with pytest.raises(UserError, match="DigitsDataModule has no read_inputs"):
         predict(cfg)
 
 
@@ -92,7 +128,7 @@ def test_weights_of_other_code_are_refused_in_a_sentence(
     checkpoint["state_dict"]["extra.weight"] = torch.zeros(3)
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="made by other code"):
-        load_task(tmp_path / "other.ckpt")
+        load_run(str(tmp_path / "other.ckpt"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "torn", "foreign"])
@@ -107,7 +143,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        load_task(path)
+        load_run(str(path))
 
 
 @pytest.mark.parametrize(
@@ -119,10 +155,11 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(
         "torch.hub.load",
         "torch.load",
         "torch.nn.modules.module.torch.os.system",
-        f"{starter.Task.__module__}.torch.hub.load",
-        f"{package.__name__}.cli.os.system",
-        f"{starter.Task.__module__}.Path.touch",
-        f"{package.__name__}.run.write_json",
+        "image_project.tasks.classification.F.torch.hub.load",
+        "image_project.engine.cli.os.system",
+        "image_project.data.images.Path.touch",
+        "image_project.engine.run.write_json",
+        "image_project.tools.runs.main",
     ],
 )
 def test_a_strangers_config_runs_no_code(
@@ -130,7 +167,7 @@ def test_a_strangers_config_runs_no_code(
 ) -> None:
     checkpoint = torch.load(finished[0].best, map_location="cpu", weights_only=True)
     harm = {"_target_": target, "_args_": ["echo no"]}
-    config = checkpoint["hyper_parameters"]
+    config = checkpoint["run"]["config"]
     monkeypatch.setattr("os.system", lambda command: pytest.fail("it ran"))
     elsewhere = {**config, "harm": harm, "task": {**config["task"], "model": "${harm}"}}
     for strange in (
@@ -138,9 +175,23 @@ def test_a_strangers_config_runs_no_code(
         {**config, "data": harm},
         elsewhere,
     ):
-        torch.save({**checkpoint, "hyper_parameters": strange}, tmp_path / "strange.ckpt")
+        torch.save({**checkpoint, "run": {"config": strange}}, tmp_path / "strange.ckpt")
         with pytest.raises(UserError, match=r"not trusted|not resolved"):
             load_run(str(tmp_path / "strange.ckpt"))
+
+
+def test_what_stands_in_a_folder_of_the_owners_own_is_trusted(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("image_project.losses", "image_project.losses.huber"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    own = type("OwnTask", (ClassificationTask,), {"__module__": "image_project.losses.huber"})
+    monkeypatch.setattr(sys.modules["image_project.losses.huber"], "OwnTask", own, raising=False)
+    cfg = small("task._target_=image_project.losses.huber.OwnTask")
+    metrics = train(cfg)
+    assert (
+        evaluated(run_folder(cfg).path, "+trainer.limit_test_batches=1").items() <= metrics.items()
+    )
 
 
 def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:
@@ -148,9 +199,9 @@ def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "harm",)
 
-    torch.save({"state_dict": {}, "hyper_parameters": Harm()}, tmp_path / "strange.ckpt")
+    torch.save({"state_dict": {}, "run": Harm()}, tmp_path / "strange.ckpt")
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        load_task(tmp_path / "strange.ckpt")
+        load_run(str(tmp_path / "strange.ckpt"))
     assert not (tmp_path / "harm").exists()
 
 
@@ -162,29 +213,29 @@ def test_a_strangers_folder_runs_no_code(tmp_path: Path, harmful: Any) -> None:
 
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / ".metadata").write_bytes(pickle.dumps(Harm()))
-    torch.save({"hyper_parameters": {"data": {}, "task": {}}}, tmp_path / "part" / "rest.pt")
-    seal(tmp_path / "part", tmp_path / "strange.ckpt")
+    torch.save({"run": {"config": {"data": {}, "task": {}}}}, tmp_path / "part" / "rest.pt")
+    commit_folder(tmp_path / "part", tmp_path / "strange.ckpt")
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        load_task(tmp_path / "strange.ckpt")
+        load_run(str(tmp_path / "strange.ckpt"))
     assert not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize("spoil", ["flip", "lose"])
-def test_a_folder_with_a_changed_or_lost_file_is_not_sound(tmp_path: Path, spoil: str) -> None:
+def test_a_folder_with_a_changed_or_lost_file_is_not_whole(tmp_path: Path, spoil: str) -> None:
     part = tmp_path / "part"
     part.mkdir()
     (part / "a").write_bytes(b"weights")
-    seal(part, tmp_path / "sealed")
-    assert is_sound(tmp_path / "sealed")
+    commit_folder(part, tmp_path / "whole")
+    assert checksum_matches(tmp_path / "whole")
     if spoil == "flip":
-        (tmp_path / "sealed" / "a").write_bytes(b"weighty")
+        (tmp_path / "whole" / "a").write_bytes(b"weighty")
     else:
-        (tmp_path / "sealed" / "a").unlink()
-    assert not is_sound(tmp_path / "sealed")
+        (tmp_path / "whole" / "a").unlink()
+    assert not checksum_matches(tmp_path / "whole")
 
 
 def test_a_folder_without_a_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run=FOLDER"):
-        Run.find(str(tmp_path), "runs")
+        find(str(tmp_path), "runs")
     with pytest.raises(UserError, match="runs_dir"):
-        Run.find("latest", str(tmp_path))
+        find("latest", str(tmp_path))
