@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TEMPLATE, bake, run
+from conftest import bake, run
 
 PACKAGE = "my_lightning_project"
 NAMES = {
