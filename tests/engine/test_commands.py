@@ -7,96 +7,112 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import QUICK
+from conftest import run
 
-import {{ cookiecutter.package_name }} as package
-
-
-def command(module: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"{package.__name__}.{module}", *args],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-        check=False,
-        # Windows' consoles may not know the lines of Rich's tables.
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
-    )
+PACKAGE = "image_project"
+COMMANDS = ("train", "evaluate", "predict", "rehearse", "doctor", "benchmark", "sweep", "runs")
 
 
-MISTAKES = [
-    (["data.batchsize=3"], "did you mean data.batch_size"),
-    (["modle=x"], "did you mean"),
-    (["trainer=defualt"], "did you mean default"),
-    (["data.batch_size=many"], "not 'many'"),
-    (["trainer.fast_dev_run=3"], "takes a value like False, not 3"),
-    (["resume=Never"], "none of auto, never, must"),
-    (["mode=maxx"], "none of min, max"),
-    (["seed=-1"], "seed=-1 is not"),
-    (["trainer.max_epochs=0"], "trainer.max_epochs=0 is not 1 or more"),
-    (["trainer.max_steps=0"], "would train nothing"),
-    (["data._target_=nope.Foo"], "cannot be imported"),
-    (["name=a/b"], "not the name of one folder"),
-    (["name=a=b"], "quote it"),
-    (["trainer.accelerator=abacus"], "none of auto, cpu"),
-    (["trainer.precision=31"], "none of auto, 32-true"),
-    (["+model.colour=red"], "colour"),
-    (["optimizer.lr=-1"], "Invalid learning rate"),
-    (["data.batch_size=0"], "data.batch_size=0"),
-    (["model.dropout=1.5"], "1.5"),
+def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", PACKAGE, *words, cwd=cwd, **env)
+
+
+# What is typed, and what stderr says. The first ones are answered before PyTorch is imported.
+AT_ONCE = [
+    ("traim", "There is no command 'traim'. There are: train"),
+    ("evaluate", "run is missing. Add run="),
+    ("evaluate run=nowhere", "No checkpoint in nowhere"),
+    ("evaluate runs/mlp", "Write run=runs/mlp"),
+    ("evaluate run=latest", "No run in runs has a checkpoint"),
+    ("predict run=nowhere input=x", "No checkpoint in nowhere"),
+    ("train data.batchsize=3", "did you mean data.batch_size"),
+    ("train modle=x", "did you mean"),
+    ("train trainer=defualt", "did you mean default"),
+    ("train data.batch_size=many", "not 'many'"),
+    ("train trainer.fast_dev_run=3", "takes a value like False, not 3"),
+    ("train model.width=1,2", "python -m image_project sweep trains each"),
+    ("train name=a=b", "Quote it"),
+    ("train resume=Never", "must be one of: auto, never, must"),
+    ("train mode=maxx", "must be one of: min, max"),
+    ("train seed=-1", "seed=-1 must be"),
+    ("train trainer.max_epochs=0", "trainer.max_epochs=0 must be 1 or more"),
+    ("train trainer.max_steps=0", "would train nothing"),
+]
+LATER = [
+    ("train name=a/b", "must be the name of one folder"),
+    ("train trainer.accelerator=abacus", "must be one of: auto, cpu"),
+    ("train trainer.precision=31", "must be one of: auto, 32-true"),
+    ("train data._target_=nope.Foo", "No module named 'nope'"),
+    ("train +model.colour=red", "colour"),
+    ("train optimizer.lr=-1", "Invalid learning rate"),
+    ("train data.batch_size=0", "data.batch_size=0"),
+    ("train model.dropout=1.5", "1.5"),
+    ("train monitor=val/los", "monitor=val/los is not logged: did you mean val/loss"),
+    ("train resume=must", "No checkpoint to resume from"),
 ]
 # Given one after the other in one process: to import PyTorch takes longer than to find a mistake.
 GIVE_ALL = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, os, sys
 
 main, told = importlib.import_module(sys.argv[1]).main, []
 for words in json.loads(sys.argv[2]):
-    sys.argv, stderr, status = ["train", *words], io.StringIO(), 0
-    with contextlib.redirect_stderr(stderr):
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    sys.argv = ["image_project", *words.split()]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
         except SystemExit as end:  # as Python does at its end
-            status = end.code if isinstance(end.code, int) else 1
-            print(end.code, file=sys.stderr)
-    told.append([status, stderr.getvalue()])
+            status = end.code if isinstance(end.code, int) else int(bool(end.code))
+            print(end.code or "", file=sys.stderr)
+    waited = "torch" in sys.modules or "lightning" in sys.modules
+    told.append([status, out.getvalue(), err.getvalue(), waited, os.listdir()])
 print(json.dumps(told))
 """
+Told = dict[str, tuple[int, str, str, bool, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """By what is said: the exit status and stderr."""
-    words = [f"{package.__name__}.train", json.dumps([args for args, _ in MISTAKES])]
-    folder = tmp_path_factory.mktemp("mistakes")
-    done = subprocess.run(
-        [sys.executable, "-c", GIVE_ALL, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-        check=True,
-    )
-    # Nothing is left of what was refused before it was built.
-    assert all((run / "config.yaml").is_file() for run in folder.glob("runs/*"))
-    answers = json.loads(done.stdout.splitlines()[-1])
-    return dict(zip([says for _, says in MISTAKES], answers, strict=True))
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """For each command: exit status, stdout, stderr, whether PyTorch was imported, files left."""
+    words = ["", *(f"{name} --help" for name in COMMANDS)]
+    words += [words for words, _ in (*AT_ONCE, *LATER)]
+    given = (f"{PACKAGE}.__main__", json.dumps(words))
+    done = run(sys.executable, "-c", GIVE_ALL, *given, cwd=tmp_path_factory.mktemp("mistakes"))
+    assert done.returncode == 0, done.stderr
+    return dict(zip(words, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
-@pytest.mark.parametrize(("args", "says"), MISTAKES)
-def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(
-    told: dict[str, list[Any]], args: list[str], says: str
-) -> None:
-    status, stderr = told[says]
+def test_the_command_lists_its_sub_commands(told: Told) -> None:
+    status, out, *_ = told[""]
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")] == [*COMMANDS]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_how_a_command_is_used_and_does_not_wait_for_torch(told: Told, name: str) -> None:
+    status, out, _, waited, _ = told[f"{name} --help"]
+    assert (status, waited) == (0, False)
+    assert name in out
+    if name not in ("doctor", "runs"):
+        assert "accelerator: auto" in out  # every setting is listed
+
+
+@pytest.mark.parametrize(("words", "says"), [*AT_ONCE, *LATER])
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_1(told: Told, words: str, says: str) -> None:
+    status, _, stderr, waited, _ = told[words]
     assert status == 1
     assert says in stderr
     assert len(stderr.strip().splitlines()) == 1
+    assert not waited or (words, says) in LATER
+
+
+def test_a_refused_command_leaves_no_folder_that_could_be_resumed(told: Told) -> None:
+    files = {words: left for words, (*_, left) in told.items()}
+    assert files[AT_ONCE[-1][0]] == []
+    for words, left in files.items():
+        assert left in ([], ["runs"]), words
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -107,24 +123,46 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def training(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a training that ends only when it is stopped."""
+    long = ("trainer.max_epochs=1000", "~callbacks.early_stopping", *words)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{PACKAGE}.train", *long],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_stopped_training_says_so_and_its_status_is_not_0(
     tmp_path: Path, number: int, status: int
 ) -> None:
-    long = (*QUICK, "trainer.max_epochs=1000", "~callbacks.early_stopping")
-    module = f"{package.__name__}.train"
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *long], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as training:
-        assert training.stdout is not None
-        for line in training.stdout:
+    with training(cwd=tmp_path) as started:
+        assert started.stdout is not None
+        for line in started.stdout:
             if line.startswith("epoch 2/"):
-                training.send_signal(number)
+                started.send_signal(number)
                 break
-        rest = training.stdout.read()
-    assert training.returncode == status
-    assert "Interrupted; the same command goes on" in rest
+        rest, _ = started.communicate()
+    assert started.returncode == status
+    assert "Interrupted. The same command resumes from" in rest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows breaks no pipes")
+def test_a_pipe_that_is_closed_is_no_error_of_the_run(tmp_path: Path) -> None:
+    """As by `train | head -1`."""
+    with training("trainer.max_epochs=3", cwd=tmp_path) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        started.stdout.close()
+        assert started.stderr is not None
+        stderr = started.stderr.read()
+    assert started.returncode == 0
+    assert stderr == ""
+    assert list(tmp_path.glob("runs/*/metrics.json"))
 
 
 def test_a_task_of_a_slurm_job_is_not_taken_for_a_process_of_a_run(tmp_path: Path) -> None:
@@ -146,59 +184,20 @@ def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
     assert "install" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("module", "args", "says"),
-    [
-        ("evaluate", [], "run is missing: add run="),
-        ("evaluate", ["run=nowhere"], "no checkpoint in nowhere"),
-        ("evaluate", ["runs/mlp"], "say run=runs/mlp"),
-        ("evaluate", ["run=latest"], "No run in runs has a checkpoint"),
-        ("predict", ["run=nowhere", "input=x"], "no checkpoint in nowhere"),
-    ],
-)
-def test_evaluate_and_predict_say_what_is_missing(
-    tmp_path: Path, module: str, args: list[str], says: str
-) -> None:
-    done = command(module, *args, cwd=tmp_path)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "module", ["train", "evaluate", "predict", "rehearse", "benchmark", "sweep"]
-)
-def test_help_lists_the_settings(tmp_path: Path, module: str) -> None:
-    done = command(module, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "accelerator: auto" in done.stdout
-
-
-def test_help_and_mistakes_do_not_wait_for_torch() -> None:
-    for module in ("train", "evaluate", "predict", "rehearse.__main__", "benchmark.__main__"):
-        code = (
-            f"import sys; import {package.__name__}.{module};"
-            "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
-        )
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_the_fallback_for_mps_is_set_before_torch_can_load() -> None:
     code = (
-        f"import os, sys; import {package.__name__};"
+        f"import os, sys; import {PACKAGE};"
         "value = os.environ['PYTORCH_ENABLE_MPS_FALLBACK'];"
         "sys.exit('torch' in sys.modules or value != sys.argv[1])"
     )
     for given, expected in ({}, "1"), ({"PYTORCH_ENABLE_MPS_FALLBACK": "0"}, "0"):
         env = {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"}
-        run = [sys.executable, "-c", code, expected]
-        assert subprocess.run(run, env={**env, **given}, check=False).returncode == 0
+        python = [sys.executable, "-c", code, expected]
+        assert subprocess.run(python, env={**env, **given}, check=False).returncode == 0
 
 
 def test_the_whole_path_from_a_foreign_folder(tmp_path: Path) -> None:
-    whole = "trainer.limit_test_batches=1.0"  # as evaluate does
-    short = (*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=4", whole)
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=4")
     trained = command("train", *short, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "effective batch size" in trained.stdout.splitlines()[0]
@@ -209,3 +208,17 @@ def test_the_whole_path_from_a_foreign_folder(tmp_path: Path) -> None:
     again = command("train", *short, cwd=tmp_path)
     assert again.returncode == 0
     assert "is finished" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a time, there was", "it's", "日本語", "a=b: {x} [y]", "a\\'b, c", "${x}, y", "a, b\\"],
+)
+def test_a_text_need_not_be_quoted_for_hydra(text: str) -> None:
+    from image_project.engine import cli
+
+    from .small_runs import compose_config
+
+    typed = cli.as_typed(f"input={text}", "input")
+    assert compose_config("predict", "run=latest", typed).input == text
+    assert cli.as_typed("seed=1,2", "input") == "seed=1,2"
