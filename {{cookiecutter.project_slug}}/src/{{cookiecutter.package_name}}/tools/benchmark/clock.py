@@ -129,9 +129,10 @@ class Clock:
         return time.perf_counter()
 
     def _after_step(self, *_: Any) -> None:
+        if self.batch_started is None:
+            return  # a step before training: the engine tries fused kernels
         self.done += 1
         if self.done == 1:
-            assert self.batch_started is not None
             self.first_step = self._now() - self.batch_started
         if self.done == self.warmup:
             self.began = self._now()

@@ -1,7 +1,7 @@
 """The `train` command that the runs of a sweep have in common."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import hydra
@@ -34,11 +34,17 @@ class Command:
             raise UserError("A sweep finds its runs again by their folders. Add resume=auto.")
         return cfg
 
-    def check(self, overrides: Overrides) -> None:
-        """Refuse what no run could be made of: an unknown key, a value of another kind."""
-        self.compose(overrides)
+    def check_types(self, space: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a value of another kind than the one it replaces.
+
+        Args:
+            space: the values of each key.
+        """
         groups = [line for line in self.fixed if line.partition("=")[0] in cli.groups()]
-        cli.check_types([*groups, *_typed(overrides)], "train")
+        groups += [f"{key}={values[0]}" for key, values in space.items() if key in cli.groups()]
+        others = {key: values for key, values in space.items() if key not in cli.groups()}
+        typed = [f"{key}={value}" for key, values in others.items() for value in values]
+        cli.check_types([*groups, *typed], "train")
 
     def argv(self, overrides: Overrides, *more: str) -> list[str]:
         """Return the command line of a process that trains this run."""

@@ -38,10 +38,7 @@ class FixedSweep:
         values = {key: values_of(override) for key, override in space.items()} | repeats
         if not values:
             raise UserError("Nothing is swept: add values, as in optimizer.lr=0.01,0.001.")
-        first = {key: those[0] for key, those in values.items()}
-        for key, those in values.items():
-            for value in those:
-                command.check(first | {key: value})
+        command.check_types(values)
         combinations = [
             dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
         ]

@@ -53,10 +53,11 @@ class Study:
         self._sampler(seed=0)  # refused now, if it must be
         instantiate(cfg.sweep.pruner)
         ends = {key: extremes(override) for key, override in space.items()}
+        command.check_types(ends)
         first = {key: values[0] for key, values in ends.items()}
         for key, values in ends.items():
             for value in values:
-                command.check(first | {key: value})
+                command.compose(first | {key: value})
         self.distributions = {key: distribution(override) for key, override in space.items()}
         chosen = OmegaConf.to_container(cfg.sweep, resolve=True)
         assert isinstance(chosen, dict)
