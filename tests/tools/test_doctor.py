@@ -10,28 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import image_project
 import pytest
+from conftest import run
+from image_project.tools import doctor, known_harm
+from image_project.tools.doctor import facts as probe
+from image_project.tools.doctor.__main__ import judge
+from image_project.tools.doctor.facts import Facts, Nvidia, Torch, limits, parse_smi, read_notes
+from image_project.tools.doctor.gpu import has_kernels
+from image_project.tools.doctor.row import Row
+from image_project.tools.known_harm import number
 
-import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }} import doctor
-from {{ cookiecutter.package_name }}.doctor import probe
-from {{ cookiecutter.package_name }}.doctor.gpu import has_kernels
-from {{ cookiecutter.package_name }}.doctor.harm import number
-from {{ cookiecutter.package_name }}.doctor.judge import judge
-from {{ cookiecutter.package_name }}.doctor.limits import limits
-from {{ cookiecutter.package_name }}.doctor.nvidia import (
-    Nvidia,
-    nvidia_on_bus,
-    parse_smi,
-)
-from {{ cookiecutter.package_name }}.doctor.probe import (
-    Facts,
-    Torch,
-    read_notes,
-)
-from {{ cookiecutter.package_name }}.doctor.row import Row
-
-SOURCES = sorted(Path(doctor.__path__[0]).glob("*.py"))
+PACKAGE = Path(image_project.__file__).parent
+SOURCES = [*sorted(Path(doctor.__path__[0]).glob("*.py")), Path(known_harm.__file__)]
 
 GB = 2**30
 LOADED = ("torch", "numpy", "hydra", "omegaconf", "torchmetrics", "lightning")
@@ -87,7 +78,6 @@ H100 = {"name": "NVIDIA H100", "capability": [9, 0]}
 SERVER = replace(
     LINUX,
     nvidia=(Nvidia("NVIDIA H100", "580.65.06", "9.0"),),
-    nvidia_on_bus=True,
     torch=replace(
         LINUX.torch,
         version="2.13.0+cu130",
@@ -216,13 +206,6 @@ FINDINGS: list[tuple[Facts, str, str, str, str]] = [
     (seen(MAC, mps_built=False), "PyTorch's build", "wrong", "cannot use the GPU", "torch>=2.13"),
     (seen(MAC, mps_available=False), "PyTorch's build", "warning", "no GPU", "system_profiler"),
     (
-        replace(LINUX, nvidia_on_bus=True),
-        "NVIDIA driver",
-        "wrong",
-        "but nvidia-smi is not installed",
-        "ubuntu-drivers",
-    ),
-    (
         replace(LINUX, nvidia_smi="fails: couldn't communicate with the NVIDIA driver"),
         "NVIDIA driver",
         "warning",
@@ -230,10 +213,10 @@ FINDINGS: list[tuple[Facts, str, str, str, str]] = [
         "ubuntu-drivers",
     ),
     (
-        replace(LINUX, nvidia_on_bus=True, container=True),
+        replace(LINUX, nvidia_smi="fails: no devices were found", container=True),
         "NVIDIA driver",
-        "wrong",
-        "is in this machine",
+        "warning",
+        "no devices",
         "docker run --gpus all",
     ),
     (
@@ -473,16 +456,6 @@ def test_nvidia_smi_is_read() -> None:
         ({"memory.max": "max\n", "cpu.max": "max 100000\n"}, (None, None)),
         ({"memory.max": "4294967296\n", "cpu.max": "150000 100000\n"}, (4 * GB, 1.5)),
         ({"job/step/memory.max": "max", "job/memory.max": f"{GB}"}, (GB, None)),
-        (
-            {
-                "memory/job/step/memory.limit_in_bytes": "9223372036854771712",
-                "memory/memory.limit_in_bytes": f"{2 * GB}",
-                "cpu/cpu.cfs_quota_us": "200000",
-                "cpu/cpu.cfs_period_us": "100000",
-            },
-            (2 * GB, 2.0),
-        ),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, (None, None)),
     ],
 )
 def test_the_limits_of_a_container_are_read(
@@ -498,17 +471,6 @@ def test_the_limits_of_a_container_are_read(
     assert limits(tmp_path) == expected
 
 
-def test_a_gpu_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
-    for slot, vendor, kind in (("0", "0x10de", "0x040300"), ("1", "0x8086", "0x030000")):
-        device = tmp_path / "sys/bus/pci/devices" / slot
-        device.mkdir(parents=True)
-        (device / "vendor").write_text(f"{vendor}\n")
-        (device / "class").write_text(f"{kind}\n")
-    assert not nvidia_on_bus(tmp_path)  # NVIDIA's sound, and a GPU of Intel's
-    (tmp_path / "sys/bus/pci/devices/0/class").write_text("0x030200\n")
-    assert nvidia_on_bus(tmp_path)
-
-
 def test_versions_compare_by_their_numbers() -> None:
     assert number("2.13.0+cu130") == (2, 13, 0)
     assert number("2.15.0.dev20261101") > number("2.14.1")
@@ -521,17 +483,9 @@ def test_versions_compare_by_their_numbers() -> None:
 def run_doctor(
     *args: str, python: str | Path = sys.executable, before: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    paths = [*filter(None, [before]), Path(package.__file__).parents[1]]
-    return subprocess.run(
-        [python, "-m", f"{package.__name__}.doctor", *args],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-        check=False,
-    )
+    paths = [*filter(None, [before]), PACKAGE.parent]
+    path = os.pathsep.join(map(str, paths))
+    return run(python, "-m", "image_project", "doctor", *args, PYTHONPATH=path)
 
 
 def rows_of(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:
@@ -561,9 +515,7 @@ def test_here_it_looks_at_everything_and_its_status_says_what_it_found() -> None
     ("source", "why"),
     [
         ("raise OSError('libc10.so: cannot open shared object file')", "libc10.so"),
-        ("import nothing_of_this_name", "nothing_of_this_name"),
         ("import os; os._exit(139)", "status 139"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "status"),
         ("raise SystemExit('no')", "no"),
         ("x = 1", "__version__"),  # a stub, or what is left of an old one
     ],
@@ -582,7 +534,7 @@ def test_it_works_where_torch_is_broken(tmp_path: Path, source: str, why: str) -
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["lightning", "hydra"])
+@pytest.mark.parametrize("name", ["lightning", pytest.param("hydra", marks=pytest.mark.slow)])
 def test_it_works_where_another_package_is_broken(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.py").write_text("raise ImportError('half an installation')")
     rows = rows_of(run_doctor("--json", before=tmp_path))
@@ -606,7 +558,7 @@ def test_it_works_where_nothing_is_installed(tmp_path: Path) -> None:
 
 def test_a_driver_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text("import time; time.sleep(600)")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCES[0].parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(PACKAGE.parent)]))
     facts = probe.torch_facts({}, time_limit=2)
     assert facts.died == "torch: it took more than 2 seconds"
 
@@ -614,7 +566,7 @@ def test_a_driver_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 def test_malware_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touched = tmp_path / "touched"
     (tmp_path / "lightning.py").write_text(f"open({str(touched)!r}, 'w')")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SOURCES[0].parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(PACKAGE.parent)]))
     facts = probe.torch_facts({"lightning": "2.6.2"})
     assert not touched.exists()
     assert "hydra" in facts.finished
@@ -635,3 +587,18 @@ def test_it_needs_only_python_and_even_an_old_one(source: Path) -> None:
         if isinstance(node, ast.ImportFrom) and not node.level
     }
     assert imported <= sys.stdlib_module_names
+
+
+def test_what_only_a_program_can_avoid_is_no_finding_of_the_machine() -> None:
+    """`rehearse` looks for it; no version is free of it yet."""
+    without_end = [harm for harm in known_harm.HARMS if harm.operators and not harm.before]
+    assert without_end
+    found = known_harm.versions_with_harm({"torch": "2.14.0"}, system="Darwin")
+    assert not set(without_end) & set(found)
+
+
+@pytest.mark.parametrize("harm", known_harm.HARMS, ids=lambda harm: f"{harm.package} {harm.before}")
+def test_each_known_harm_has_a_source_and_a_way_out(harm: known_harm.Harm) -> None:
+    assert harm.source.startswith("https://")
+    assert harm.install or harm.fix or harm.python
+    assert bool(harm.operators) == bool(harm.fix)

@@ -17,31 +17,22 @@ from typing import Any
 
 import pytest
 import torch
+from image_project.tools import known_harm
+from image_project.tools.rehearse.calls import DeviceCalls
+from image_project.tools.rehearse.fake_hardware import fake_hardware
+from image_project.tools.rehearse.meta_mode import MetaMode
+from image_project.tools.rehearse.recorder import Recorder
 from torch.utils._pytree import tree_leaves, tree_map
 
 pytestmark = pytest.mark.slow
 
-SOURCES = next(Path(__file__).parents[1].glob("*cookiecutter.project_slug*/src/*"))
 LISTS = Path(torch.__file__).parent / "testing/_internal/common_mps.py"
 SAMPLES = 60  # of each operator
 WIDE = (torch.float64, torch.complex128)
 
 
 @pytest.fixture(scope="module")
-def generated() -> types.ModuleType:
-    """The template's sources as a package: they hold no Jinja."""
-    spec = importlib.util.spec_from_file_location(
-        "generated", SOURCES / "__init__.py", submodule_search_locations=[str(SOURCES)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["generated"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def operators(generated: types.ModuleType) -> list[Any]:
+def operators() -> list[Any]:
     if importlib.util.find_spec("expecttest") is None:  # only its base class is needed
         sys.modules["expecttest"] = types.SimpleNamespace(TestCase=unittest.TestCase)  # type: ignore[assignment]
     with warnings.catch_warnings():
@@ -82,20 +73,14 @@ def listed(function: str, variable: str, *, before: str = "") -> set[str]:
 
 
 class Trial:
-    """Operators run on a stage for MPS: which of them does it lack?"""
+    """Operators run as on MPS: which of them does it lack?"""
 
     def __init__(self, *, limits: bool) -> None:
-        from generated.rehearse import known_harm
-        from generated.rehearse.disguise import Calls, disguised
-        from generated.rehearse.recording import Recorder
-        from generated.rehearse.stage import Stage
-
         self.limits = known_harm.LIMITS if limits else ()
-        self.module, self.disguised = known_harm, disguised
         self.device = torch.device("mps", 0)
         self.recorder = Recorder(self.device)
         heard = self.recorder
-        self.stage = Stage(
+        self.mode = MetaMode(
             self.device,
             watch=heard.watch,
             made=heard.made,
@@ -103,7 +88,7 @@ class Trial:
             guessed=heard.guessed,
             limit=None,
         )
-        self.calls = Calls(
+        self.calls = DeviceCalls(
             self.device,
             event=lambda *args: None,
             called=lambda *args: None,
@@ -143,16 +128,16 @@ class Trial:
         def move(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
-            return self.stage.moved(leaf.detach()).requires_grad_(leaf.requires_grad)
+            return self.mode.moved(leaf.detach()).requires_grad_(leaf.requires_grad)
 
         with (
             pytest.MonkeyPatch.context() as patch,
-            self.disguised(self.stage, lambda *args: None),
+            fake_hardware("mps", lambda *args: None, self.mode.note_autocast),
             torch.autograd.set_multithreading_enabled(False),
             self.calls,
-            self.stage,
+            self.mode,
         ):
-            patch.setattr(self.module, "LIMITS", self.limits)
+            patch.setattr(known_harm, "LIMITS", self.limits)
             given, args, kwargs = tree_map(move, (sample.input, sample.args, sample.kwargs))
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": self.device}

@@ -1,7 +1,7 @@
 """`rehearse` on the programs of the corpus: every planted fault is found, and nothing else is said.
 
 The corpus is the folder rehearsal/; each case says what is true of it. `real.py` there proves that
-on the CPU or on a GPU, and `rehearsed.py` holds the generated project's `rehearse` against it.
+on the CPU or on a GPU, and `rehearsed.py` holds the image project's `rehearse` against it.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import bake, run
+from conftest import run
 
 CORPUS = Path(__file__).parent / "rehearsal"
 
@@ -48,24 +48,18 @@ KINDS = {
 }  # fmt: skip
 
 
-def rehearsed(package: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, CORPUS / "rehearsed.py", *options, PYTHONPATH=str(package))
+def rehearsed(*options: object) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, CORPUS / "rehearsed.py", *options)
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder from which a generated project can be imported."""
-    return bake(tmp_path_factory.mktemp("rehearsing")) / "src"
-
-
-def test_some_of_each_kind_are_judged_as_they_are(package: Path) -> None:
-    done = rehearsed(package, "--only", *QUICK)
+def test_some_of_each_kind_are_judged_as_they_are() -> None:
+    done = rehearsed("--only", *QUICK)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 @pytest.mark.slow
-def test_every_fault_is_found_where_it_is_and_nothing_else(package: Path, tmp_path: Path) -> None:
-    done = rehearsed(package, "--json", tmp_path / "answers.json")
+def test_every_fault_is_found_where_it_is_and_nothing_else(tmp_path: Path) -> None:
+    done = rehearsed("--json", tmp_path / "answers.json")
     print(done.stdout)  # the confusion tables
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))

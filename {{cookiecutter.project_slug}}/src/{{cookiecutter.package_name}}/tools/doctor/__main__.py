@@ -1,7 +1,7 @@
 """Is this machine set up right? Each finding comes with its fix as a command.
 
-python -m PACKAGE.doctor          a table, and exit status 1 if something is wrong
-python -m PACKAGE.doctor --json   the same for programs
+    python -m <package> doctor          # a table, and exit status 1 if something is wrong
+    python -m <package> doctor --json   # the same for programs
 
 It is for the day when nothing else starts. So nothing here imports more than Python itself, PyTorch
 and all that needs it are looked at in a process of their own, and old Pythons can read the sources.
@@ -14,9 +14,33 @@ import json
 import sys
 from dataclasses import asdict
 
-from .judge import judge
-from .probe import probe
+from . import gpu, machine
+from .facts import Facts, probe
 from .row import Row
+
+
+def judge(facts: Facts) -> list[Row]:
+    """Return all rows, from facts alone: what is found here, or what a test makes up."""
+    return [
+        machine.python(facts),
+        *machine.architecture(facts),
+        *machine.macos(facts),
+        *machine.packages(facts),
+        *machine.harms(facts),
+        gpu.build(facts),
+        *gpu.driver(facts),
+        *gpu.kernels(facts),
+        *gpu.intel(facts),
+        *gpu.devices(facts),
+        gpu.bf16(facts),
+        machine.memory(facts),
+        machine.cores(facts),
+        *machine.shared_memory(facts),
+        *machine.open_files(facts),
+        machine.openmp(facts),
+        *machine.variables(facts),
+        *gpu.policy(facts),
+    ]
 
 
 def table(rows: list[Row]) -> str:

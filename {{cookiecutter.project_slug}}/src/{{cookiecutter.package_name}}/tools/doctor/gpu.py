@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .command import NOT_INSTALLED
-from .harm import number
-from .probe import Facts
+from ..known_harm import number
+from .facts import NOT_INSTALLED, Facts
 from .row import Row, in_container, install, run, unset
 
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -68,9 +67,6 @@ def driver(facts: Facts) -> list[Row]:
     name = "NVIDIA driver"
     if not facts.nvidia:
         why = f"nvidia-smi {facts.nvidia_smi or 'lists no GPU'}."
-        if facts.nvidia_on_bus:
-            why = f"An NVIDIA GPU is in this machine, but {why}"
-            return [Row(name, "none", "wrong", why, new_driver(facts))]
         if facts.nvidia_smi == NOT_INSTALLED:
             return []
         return [Row(name, "none that works", "warning", why, new_driver(facts))]

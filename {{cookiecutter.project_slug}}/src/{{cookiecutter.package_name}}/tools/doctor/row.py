@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .probe import Facts
+from .facts import Facts
 
 PACKAGE = (__package__ or "").partition(".")[0]
 
@@ -39,7 +39,7 @@ def install(
 
 
 def run(*overrides: str) -> str:
-    return " ".join([f"python -m {PACKAGE}.train", *overrides])
+    return " ".join([f"python -m {PACKAGE} train", *overrides])
 
 
 def in_container(*options: str) -> str:

@@ -29,7 +29,7 @@ def rehearse(cfg: DictConfig) -> list[Verdict]:
     """
     for target in (*cfg.targets, *cfg.rehearse.skip):
         if target not in TARGETS:
-            raise UserError(f"targets={target} is none of {', '.join(TARGETS)}.")
+            raise UserError(f"targets={target} must be one of: {', '.join(TARGETS)}.")
     from .experiment import Experiment  # imports PyTorch
 
     experiment = Experiment(cfg)

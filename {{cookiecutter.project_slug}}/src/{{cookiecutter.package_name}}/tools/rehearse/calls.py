@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .known_harm import NAMES
+from .harm import NAMES
 from .meta_mode import CPU
 from .standin import META, StandIn, home, invented, value
 

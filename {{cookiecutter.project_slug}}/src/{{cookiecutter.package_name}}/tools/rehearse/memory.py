@@ -87,7 +87,7 @@ def parse(memory: str | int) -> int:
     """Bytes of `16GB`, `16 GiB` or a number."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)i?B?\s*", str(memory), re.IGNORECASE)
     if not found:
-        raise UserError(f"memory={memory} is not a size: write it as in memory=16GB.")
+        raise UserError(f"memory={memory} is not a size. Write it as in memory=16GB.")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import operators
 from .findings import Finding
-from .known_harm import harm_of, limit_of
+from .harm import harm_of, limit_of
 from .places import Place, current
 from .standin import StandIn, home
 

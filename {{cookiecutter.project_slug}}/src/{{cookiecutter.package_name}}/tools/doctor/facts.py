@@ -20,15 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .command import ask, one_line
-from .harm import HARMFUL_VARIABLES, LAUNCHERS, versions_with_harm
-from .limits import limits, open_files, physical_memory, shared_memory
-from .nvidia import Nvidia, nvidia_on_bus, nvidia_smi
+from ..known_harm import HARMFUL_VARIABLES, LAUNCHERS, versions_with_harm
 
+NOT_INSTALLED = "is not installed"
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy")
 TIME_LIMIT = 120.0  # seconds; PyTorch and Lightning take 10 of them on a slow disk
 CONTAINER_MARKS = (".dockerenv", "run/.containerenv")  # Docker's, Podman's
 WATCHED = ("PYTORCH_ENABLE_MPS_FALLBACK", "DISABLE_MPS", "CUDA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """A GPU as nvidia-smi names it, which does not ask PyTorch."""
+
+    name: str
+    driver: str
+    capability: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,6 @@ class Facts:
     torch: Torch = field(default_factory=Torch)
     nvidia_smi: str = ""  # what is wrong with the command
     nvidia: tuple[Nvidia, ...] = ()
-    nvidia_on_bus: bool = False
     container: bool = False
     cores: int = 0
     cpu_limit: float | None = None  # of the container or service, in cores
@@ -101,7 +107,6 @@ def probe(root: Path = Path("/")) -> Facts:
         torch=torch_facts(versions),
         nvidia_smi=smi,
         nvidia=gpus,
-        nvidia_on_bus=nvidia_on_bus(root),
         container=any((root / mark).exists() for mark in CONTAINER_MARKS)
         or "KUBERNETES_SERVICE_HOST" in os.environ,
         cores=len(os.sched_getaffinity(0))
@@ -168,3 +173,90 @@ def read_notes(lines: list[dict[str, Any]], ended: str) -> Torch:
         if facts.get(name) is not None:
             facts[name] = tuple(facts[name])
     return Torch(died=f"{stage}: {one_line(ended)}" if ended else "", **facts)
+
+
+def nvidia_smi() -> tuple[str, tuple[Nvidia, ...]]:
+    if not shutil.which("nvidia-smi"):
+        return NOT_INSTALLED, ()
+    query = "--query-gpu=name,driver_version,compute_cap"
+    failed, said = ask(["nvidia-smi", query, "--format=csv,noheader"])
+    if failed:  # an old driver's does not know compute_cap
+        query = "--query-gpu=name,driver_version"
+        failed, said = ask(["nvidia-smi", query, "--format=csv,noheader"])
+    return f"fails: {failed}" if failed else "", parse_smi(said)
+
+
+def parse_smi(said: str) -> tuple[Nvidia, ...]:
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    return tuple(Nvidia(*row[:3]) for row in rows if len(row) >= 2)
+
+
+def limits(root: Path) -> tuple[int | None, float | None]:
+    """Return the memory in bytes and the CPU in cores that control groups allow; None: all there is."""
+    groups = root / "sys/fs/cgroup"  # of version 2; version 1 is gone from current systems
+    own = groups / (_read(root / "proc/self/cgroup") or "").rpartition("::")[2].strip().lstrip("/")
+    memory: list[int] = []
+    cpu: list[float] = []
+    # A limit may stand on any folder from one's own up; in a container one's own is the top.
+    for folder in (own, *own.parents):
+        if folder == groups or groups in folder.parents:
+            memory += _numbers(_read(folder / "memory.max"))[:1]
+            cpu += _share(_numbers(_read(folder / "cpu.max")))
+    return min(memory, default=None), min(cpu, default=None)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(word) for word in (text or "").split() if word.isdigit()]
+
+
+def _share(quota_and_period: list[int]) -> list[float]:
+    return [quota_and_period[0] / quota_and_period[1]] if len(quota_and_period) == 2 else []
+
+
+def physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
+
+
+def shared_memory(root: Path) -> int | None:
+    try:
+        return shutil.disk_usage(root / "dev/shm").total
+    except OSError:
+        return None
+
+
+def open_files() -> tuple[int, int] | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def ask(command: list[str]) -> tuple[str, str]:
+    """Why there is no answer, and the answer: one of the two is empty."""
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=20
+        )
+    except FileNotFoundError:
+        return NOT_INSTALLED, ""
+    except (OSError, subprocess.SubprocessError) as error:
+        return one_line(str(error)), ""
+    said = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).decode(
+        "utf-8", "replace"
+    )
+    return ("", said.strip()) if done.returncode == 0 else (one_line(said) or "failed", "")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
