@@ -1,6 +1,8 @@
 """curves.png: every metric of training and validation over the optimizer steps."""
 
 import csv
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning as L
@@ -38,22 +40,17 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     """
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = [name for name in rows[0] if name.startswith(("train/", "val/"))] if rows else []
+    columns = columns_by_name(rows[0] if rows else [])
     # The loss first, the others by name.
-    names = sorted(
-        {name.partition("/")[2] for name in columns}, key=lambda name: (name != "loss", name)
-    )
+    names = sorted({name for _, name in columns}, key=lambda name: (name != "loss", name))
     if not names:
         return
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False, sharex=True)[0]
     for axes, name in zip(panels, names, strict=True):
         for split, colour in COLOURS.items():
-            points = [
-                (int(row["step"]), float(row[f"{split}/{name}"]))
-                for row in rows
-                if row.get(f"{split}/{name}")
-            ]
+            column = columns.get((split, name))
+            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
             if points:
                 _draw(axes, np.array(points).T, colour, split)
         beaten = [row[f"baseline/val_{name}"] for row in rows if row.get(f"baseline/val_{name}")]
@@ -66,6 +63,23 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_xlim(left=0)
     figure.savefig(picture, dpi=150)
+
+
+def columns_by_name(columns: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return the column of each split and metric: of train/loss, or train_loss.
+
+    Of a metric that was logged with on_step and on_epoch, only the means of epochs are drawn.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for column in columns:
+        if match := re.fullmatch("(train|val)[/_](.+)", column):
+            found[match[1], match[2]] = column
+    for split, name in list(found):
+        base = name.removesuffix("_epoch")
+        if base != name and (split, f"{base}_step") in found:
+            del found[split, f"{base}_step"]
+            found.setdefault((split, base), found.pop((split, name)))
+    return found
 
 
 def _draw(axes: Axes, points: np.ndarray, colour: str, label: str) -> None:
