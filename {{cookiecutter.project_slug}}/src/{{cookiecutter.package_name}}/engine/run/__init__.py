@@ -4,6 +4,7 @@ from .folder import RunFolder, find, initial_checkpoint, write_json
 from .identity import identity, plain_config, training_limits
 from .open import Run, open_run, run_folder, validate
 from .signals import Signals
+from .unused import unused_groups
 
 __all__ = [
     "Run",
@@ -16,6 +17,7 @@ __all__ = [
     "plain_config",
     "run_folder",
     "training_limits",
+    "unused_groups",
     "validate",
     "write_json",
 ]

@@ -27,6 +27,7 @@ from ..parallel.torchrun import (
 from .folder import RunFolder
 from .identity import identity, training_limits
 from .signals import Signals
+from .unused import unused_groups
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,9 @@ def open_run(cfg: DictConfig) -> Run:
     logging.disable(logging.NOTSET if is_rank_zero() else logging.WARNING)  # only rank 0 logs
     folder, limits = run_folder(cfg), training_limits(cfg)
     folder.fetch(steps=False)
-    finished = from_rank_zero("finished", lambda: folder.metrics if folder.results(limits) else None)
+    finished = from_rank_zero(
+        "finished", lambda: folder.metrics if folder.results(limits) else None
+    )
     if finished is not None:
         if is_rank_zero() and folder.mirror is not None:
             folder.mirror.finish()
@@ -150,7 +153,7 @@ def open_run(cfg: DictConfig) -> Run:
 
 def run_folder(cfg: DictConfig) -> RunFolder:
     """Return the folder of the run that `cfg` describes; with `resume=never` a new one."""
-    name = str(cfg.name or cfg.model._target_.rpartition(".")[2].lower())
+    name = str(cfg.name or _class_name(cfg))
     if Path(name).name != name:
         raise UserError(f"name={name} must be the name of one folder.")
     path = on_this_machine(cfg.runs_dir) / f"{name}-{identity(cfg)}"
@@ -165,6 +168,12 @@ def run_folder(cfg: DictConfig) -> RunFolder:
     from ..remote.mirror import Mirror
 
     return RunFolder(chosen, Mirror(chosen, f"{cfg.runs_dir.rstrip('/')}/{chosen.name}"))
+
+
+def _class_name(cfg: DictConfig) -> str:
+    """Return the name of the model's class; of the task's, if it has no model from the config."""
+    has_model = cfg.get("model") and "_target_" in cfg.model and "model" not in unused_groups(cfg)
+    return (cfg.model if has_model else cfg.task)._target_.rpartition(".")[2].lower()
 
 
 def _new(path: Path, cfg: DictConfig) -> Path:
