@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # what it needs takes long to load
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 10  # until a folder counts as taken
+START = {"config.yaml", "log.txt", "lock"}  # what a folder has before anything is trained
+LOG = "log.txt of the run"  # the name of its handler
 
 
 class RunFolder:
@@ -41,6 +43,7 @@ class RunFolder:
         self.metrics = path / "metrics.json"  # written last: a run that has it is finished
         self.pruned = path / "pruned.json"  # that a sweep has stopped it, and why
         self.lock = path / "lock"
+        self.log = path / "log.txt"
         self.best = path / "checkpoints" / "best.ckpt"  # weights, by the monitored metric
         self.last = path / "checkpoints" / "last.ckpt"  # weights, after the last step
 
@@ -165,6 +168,12 @@ class RunFolder:
                 with self.mirror.live():
                     yield
                 self.prune()  # what could not be removed while it was copied
+        except Exception:
+            if {path.name for path in self.path.iterdir()} <= START:  # nothing was trained
+                self.close_log()
+                self.config.unlink(missing_ok=True)
+                self.log.unlink(missing_ok=True)
+            raise
         finally:
             lock.release()
             with contextlib.suppress(OSError):  # a command that was refused leaves no folder
@@ -188,17 +197,20 @@ class RunFolder:
         """Write the config with what `auto` became, and send log messages to log.txt, too."""
         try:
             self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-            log_file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+            log_file = logging.FileHandler(self.log, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log_file.name = "log.txt of the run"
-        root = logging.getLogger()
-        for other in [handler for handler in root.handlers if handler.name == log_file.name]:
-            root.removeHandler(other)  # of the run before, where one process has several
-            other.close()
-        root.addHandler(log_file)
+        log_file.name = LOG
+        self.close_log()  # of the run before, where one process has several
+        logging.getLogger().addHandler(log_file)
         logging.getLogger(ROOT).setLevel(logging.DEBUG)  # of which a console shows INFO
+
+    def close_log(self) -> None:
+        root = logging.getLogger()
+        for handler in [one for one in root.handlers if one.name == LOG]:
+            root.removeHandler(handler)
+            handler.close()
 
     def finish(
         self, metrics: dict[str, float], *, limits: dict[str, Any], checkpoint: Path | None
@@ -247,9 +259,7 @@ def find(where: str, runs_dir: str) -> tuple[RunFolder, Path]:
         return RunFolder(path.parent.parent if in_run else path.parent), path
     run = RunFolder(path)
     if (weights := run.weights()) is None:
-        raise UserError(
-            f"No checkpoint in {where}. Pass run=FOLDER, run=FILE.ckpt or run=latest."
-        )
+        raise UserError(f"No checkpoint in {where}. Pass run=FOLDER, run=FILE.ckpt or run=latest.")
     return run, weights
 
 
