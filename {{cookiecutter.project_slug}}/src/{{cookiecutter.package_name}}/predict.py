@@ -4,13 +4,17 @@
     python -m <package> predict run=runs/NAME-1a2b3c4d input=... output=FILE
     python -m <package> predict run=best.ckpt input=...
 
-What an input is, and how predictions are written, is for the datamodule to say.
+What an input is, and how predictions are written, is for the datamodule to say. Without `input`,
+its `predict_dataloader` is used as in Lightning: the list of what `predict_step` returns goes to
+predictions.pt, unless a callback such as BasePredictionWriter writes it.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .engine import cli
 from .engine.errors import UserError
@@ -32,29 +36,46 @@ def predict(cfg: DictConfig) -> Path:
         raise UserError(f"output={cfg.output} is a folder. Name a file.")
     trained, checkpoint = find(cfg.run, cfg.runs_dir)  # says at once if there is none
 
-    from .engine.trainer import build_trained, float32
+    import torch
+
+    from .engine.trainer import build_trained, float32, has_loader, predict_as_lightning
 
     built = build_trained(checkpoint, cfg, trained.path)
     trainer, task, datamodule = built.trainer, built.task, built.datamodule
+    if OmegaConf.is_missing(cfg, "input") and has_loader("predict", built):
+        output = Path(cfg.output or trained.path / "predictions.pt")
+        with float32(trainer):
+            predictions = predict_as_lightning(built)
+        if predictions is not None:
+            with _writing(output, cfg):
+                torch.save(predictions, output)
+            log.info(f"written to {output}")
+        return output
     for method in ("read_inputs", "write_predictions"):
         if not hasattr(datamodule, method):
             raise UserError(
-                f"{type(datamodule).__name__} has no {method}, which predict needs. The datamodule"
-                " of this project's starter shows one."
+                f"{type(datamodule).__name__} has no {method}, which input=... needs. The datamodule"
+                " of this project's starter shows one; with a predict_dataloader, leave input out."
             )
     inputs = datamodule.read_inputs(str(cfg.input))  # an ordinary DataLoader
     with float32(trainer):
         predictions = trainer.predict(task, inputs)
     output = Path(cfg.output or trained.path / datamodule.predictions_file)
+    with _writing(output, cfg):
+        datamodule.write_predictions(predictions, output)
+    log.info(f"written to {output}")
+    return output
+
+
+@contextlib.contextmanager
+def _writing(output: Path, cfg: DictConfig) -> Iterator[None]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        datamodule.write_predictions(predictions, output)
+        yield
     except OSError as error:
         if cfg.output is None:
             raise
         raise UserError(f"output={cfg.output} cannot be written: {error.strerror}.") from error
-    log.info(f"written to {output}")
-    return output
 
 
 def main() -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
+    Callback,
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
@@ -20,6 +27,7 @@ from .errors import UserError
 from .parallel.torchrun import from_rank_zero, init_process_group
 from .report.metrics_csv import MetricsCSV
 from .report.monitors import Monitors
+from .report.unused import UnusedConfig
 from .resume.callback import Resume
 from .resume.checkpoint import (
     is_loadable,
@@ -71,6 +79,7 @@ def build(run: Run) -> Built:
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
     datamodule, task = build_data(cfg), build_task(cfg)
     callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
+    _log_separately(task, datamodule)
     if not run.trains:
         trainer = instantiate(cfg.trainer, callbacks=callbacks)
         return Built(trainer, task, datamodule)
@@ -95,12 +104,18 @@ def build(run: Run) -> Built:
         device_name=run.settings.name + (", compiled" if compiled else ""),
         enabled=_saves(cfg),
     )
-    engine: list[Callback] = [resume, FusedOptimizers(), Monitors()]
+    engine: list[Callback] = [resume, FusedOptimizers(), Monitors(), UnusedConfig(run.requested)]
     # The logger that a user chooses is `self.logger`: ours comes last.
     loggers = sorted(_all(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV))
     if not loggers:  # which LearningRateMonitor refuses
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
-    trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers)
+    options: dict[str, Any] = {"default_root_dir": str(run.folder.path)}
+    if not any(isinstance(one, Checkpoint) for one in callbacks):
+        options["enable_checkpointing"] = False  # it would add a ModelCheckpoint of its own
+    options |= {key: cfg.trainer[key] for key in options if key in cfg.trainer}
+    trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers, **options)
+    if type(files := trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
+        log.warning(f"{type(files).__name__} is not used: a run writes its checkpoints itself.")
     trainer.strategy.checkpoint_io = CheckpointIO(plain_config(run.requested))
     fast_log.install(task)
     if cfg.fast_loop:
@@ -108,13 +123,27 @@ def build(run: Run) -> Built:
     return Built(trainer, task, datamodule, start, compiled)
 
 
+def _log_separately(task: LightningModule, datamodule: LightningDataModule | None) -> None:
+    """Let task and datamodule have a hyper-parameter of the same name, such as `seed`.
+
+    Lightning gives loggers those of both in one dict, and refuses two values of one name.
+    """
+    theirs: Any = getattr(datamodule, "hparams", {})
+    both = [(task.hparams[name], theirs[name]) for name in task.hparams.keys() & theirs.keys()]
+    if not all(
+        type(a) is type(b) and isinstance(a, int | float | str | None) and a == b for a, b in both
+    ):
+        datamodule._log_hyperparams = False  # type: ignore[union-attr]
+
+
 def build_task(cfg: DictConfig) -> LightningModule:
     """Build the task and its model, as every command does."""
     return instantiate(cfg.task, _convert_="partial")  # plain lists and dicts: it may save them
 
 
-def build_data(cfg: DictConfig) -> LightningDataModule:
-    return instantiate(cfg.data, _convert_="all")
+def build_data(cfg: DictConfig) -> LightningDataModule | None:
+    """Build the datamodule; there is none where a task has loaders of its own."""
+    return instantiate(cfg.get("data") or None, _convert_="all")
 
 
 def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
@@ -125,9 +154,10 @@ def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
         cfg: configs/evaluate.yaml or predict.yaml.
         folder: where the callbacks write.
     """
-    run, weights = trained_run(checkpoint, cfg, folder)
+    run, trained = trained_run(checkpoint, cfg, folder)
     built = build(run)
-    load_state(built.task, weights, checkpoint)
+    load_state(built.task, trained, checkpoint)
+    seed_everything(run.config.seed, workers=True, verbose=False)  # the same test as in training
     return built
 
 
@@ -210,14 +240,28 @@ def test(built: Built, checkpoint: Path | None = None) -> dict[str, float]:
     if not is_overridden("test_step", task):
         log.info(f"{type(task).__name__} has no test_step: nothing is tested.")
         return {}
-    if not any(is_overridden("test_dataloader", owner) for owner in (datamodule, task)):
-        log.info(f"{type(datamodule).__name__} has no test_dataloader: nothing is tested.")
+    if not has_loader("test", built):
+        log.info(f"{type(datamodule or task).__name__} has no test_dataloader: nothing is tested.")
         return {}
     metrics: dict[str, float] = {}
     with float32(built.trainer):
         for tested in built.trainer.test(task, datamodule, ckpt_path=checkpoint, verbose=False):
             metrics |= tested  # one dict for each test dataloader
     return metrics
+
+
+def has_loader(stage: str, built: Built) -> bool:
+    """Return whether the datamodule or the task has a `test_dataloader`, `predict_dataloader`, ..."""
+    owners = [one for one in (built.datamodule, built.task) if one is not None]
+    return any(is_overridden(f"{stage}_dataloader", owner) for owner in owners)
+
+
+def predict_as_lightning(built: Built) -> Any:
+    """Return what `predict_step` gives for the `predict_dataloader`; None if a callback writes it."""
+    trainer = built.trainer
+    writers = [one for one in trainer.callbacks if isinstance(one, BasePredictionWriter)]  # type: ignore[attr-defined]
+    predictions = trainer.predict(built.task, built.datamodule, return_predictions=not writers)
+    return None if writers else predictions
 
 
 @contextlib.contextmanager
@@ -233,7 +277,7 @@ def float32(trainer: Trainer) -> Iterator[None]:
         trainer.strategy.precision_plugin = precision
 
 
-def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, LightningDataModule]:
+def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     """Return the task (best weights, evaluation mode, CPU) and the datamodule, for a notebook.
 
         task, datamodule = load_run("latest")
@@ -245,6 +289,6 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Lightni
     _, path = find(run, runs_dir)
     checkpoint, trained = read(path)
     task = build_task(trained)
-    load_state(task, checkpoint["state_dict"], path)
+    load_state(task, checkpoint, path)
     settings = device.resolve(device.Requested(), device.probe())
     return task, build_data(device.apply(trained, settings))

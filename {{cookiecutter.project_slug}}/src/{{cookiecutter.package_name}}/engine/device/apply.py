@@ -17,7 +17,7 @@ def requested(cfg: DictConfig) -> Requested:
     """What `cfg` asks for. A datamodule of yours need not have the loader's settings."""
     return Requested(
         **{key: cfg.trainer[key] for key in TRAINER},
-        **{key: cfg.data[key] for key in LOADER if key in cfg.data},
+        **{key: cfg.data[key] for key in LOADER if key in (cfg.get("data") or {})},
         matmul_precision=cfg.matmul_precision,
         require_accelerator=cfg.require_accelerator,
         compile=cfg.compile if "compile" in cfg else False,  # only what trains is compiled
@@ -30,17 +30,18 @@ def apply(cfg: DictConfig, choice: Settings) -> DictConfig:
     answer["strategy"] = _strategy(cfg, choice)
     if cfg.trainer.get("sync_batchnorm") and choice.world_size > 1 and choice.accelerator == "cpu":
         raise UserError("trainer.sync_batchnorm=true needs CUDA: leave it out on the CPU.")
+    data = cfg.get("data") or {}  # none, where a task has its own loaders
     settled = OmegaConf.merge(
         OmegaConf.create(OmegaConf.to_container(cfg)),  # without Hydra's guard against new keys
         {
             "trainer": {key: answer[key] for key in (*TRAINER, "num_nodes")},
-            "data": {key: answer[key] for key in LOADER if key in cfg.data},
+            "data": {key: answer[key] for key in LOADER if key in data} if data else None,
             "matmul_precision": choice.matmul_precision,
             "device": {"name": choice.name, "reasons": choice.reasons},
         },
     )
     assert isinstance(settled, DictConfig)
-    if "global_batch_size" in cfg.data:
+    if "global_batch_size" in data:
         del settled.data.global_batch_size  # a datamodule knows that of a device
         settled.data.batch_size = batch_size(cfg, choice)
     return settled
@@ -89,7 +90,7 @@ def line(choice: Settings, cfg: DictConfig) -> str:
     said = f"{choice.accelerator} ({choice.name}), {choice.precision}, {_devices_of(choice)}"
     if choice.num_nodes > 1:
         said += f" on {choice.num_nodes} hosts"
-    if "batch_size" in cfg.data:
+    if "batch_size" in (cfg.get("data") or {}):
         each, accumulated = batch_size(cfg, choice), cfg.trainer.get("accumulate_grad_batches", 1)
         said += f", effective batch size {each * choice.world_size * accumulated}"
     return f"{said}: {choice.reasons['accelerator']}"

@@ -25,7 +25,7 @@ class MetricsCSV(Logger):
     Lightning's CSVLogger would do, but it deletes what stands there, and cannot take rows back.
     """
 
-    name, version = "metrics.csv", ""
+    name, version = "", ""  # so that Lightning puts into `save_dir` what belongs to a run
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -35,6 +35,10 @@ class MetricsCSV(Logger):
         self.written, self.size = 0, 0  # rows on disk, and the bytes they take
         self.written_at = 0.0
         self.warned = False
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["run"]["config"]
-        data, task = config["data"], config["task"]
+        data, task = config.get("data"), config["task"]
     except Exception as error:  # torch has many kinds for a file that is broken or not its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
@@ -106,12 +106,15 @@ def refuse_another_run(path: Path, task: LightningModule, cfg: DictConfig) -> No
     checkpoint, trained = read(path)
     if "optimizer_states" not in checkpoint:
         raise UserError(f"{path} has only weights. Pass init_from={path} to start from them.")
+    task.configure_model()
     there, here = checkpoint["state_dict"], task.state_dict()
     if {k: v.shape for k, v in there.items()} != {k: v.shape for k, v in here.items()}:
         raise UserError(f"{path} is of another model. Pass init_from={path} to load what fits.")
     optimizer = trained.get("optimizer", {}).get("_target_")
     if optimizer != (cfg.get("optimizer") or {}).get("_target_"):
-        raise UserError(f"{path} is of {optimizer}. Pass init_from={path} to start from its weights.")
+        raise UserError(
+            f"{path} is of {optimizer}. Pass init_from={path} to start from its weights."
+        )
 
 
 def load_weights(task: LightningModule, path: Path) -> None:
@@ -120,6 +123,7 @@ def load_weights(task: LightningModule, path: Path) -> None:
     Raises:
         UserError: nothing fits.
     """
+    task.configure_model()
     there, here = read(path)[0]["state_dict"], task.state_dict()
     fits = {k: v for k, v in there.items() if k in here and here[k].shape == v.shape}
     if not fits:
@@ -130,7 +134,7 @@ def load_weights(task: LightningModule, path: Path) -> None:
 
 
 def trained_run(path: Path, cfg: DictConfig, folder: Path) -> tuple[Run, dict[str, Any]]:
-    """Return the run of a checkpoint, ready to be built on this machine's device, and its weights.
+    """Return the run of a checkpoint, ready to be built on this machine's device, and the file.
 
     Args:
         path: the checkpoint.
@@ -140,7 +144,7 @@ def trained_run(path: Path, cfg: DictConfig, folder: Path) -> tuple[Run, dict[st
     checkpoint, trained = read(path)
     requested: Any = OmegaConf.create(OmegaConf.to_container(cfg))  # takes new keys
     for group in ("data", "task"):
-        requested[group] = OmegaConf.merge(trained[group], cfg.get(group) or {})
+        requested[group] = OmegaConf.merge(trained.get(group) or {}, cfg.get(group) or {})
     requested.seed = trained.seed
     wanted, here = device.requested(requested), device.probe()
     try:  # the precision of the training, where it is possible here
@@ -151,17 +155,19 @@ def trained_run(path: Path, cfg: DictConfig, folder: Path) -> tuple[Run, dict[st
     if settings.num_devices > 1:
         raise UserError("evaluate and predict use one device. Remove trainer.devices.")
     log.info(f"{device.line(settings, requested)}; from {path}")
-    return Run(requested, settings, RunFolder(folder), trains=False), checkpoint["state_dict"]
+    return Run(requested, settings, RunFolder(folder), trains=False), checkpoint
 
 
-def load_state(task: LightningModule, weights: dict[str, Any], path: Path) -> None:
-    """Load the weights of a checkpoint into its task.
+def load_state(task: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint into its task, as Lightning's `load_from_checkpoint` does.
 
     Raises:
         UserError: the code has changed since.
     """
+    task.configure_model()
+    task.on_load_checkpoint(checkpoint)
     try:
-        task.load_state_dict(weights)
+        task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} was made by other code than this: {reason}") from error
