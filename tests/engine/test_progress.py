@@ -1,10 +1,16 @@
-"""The bar of a terminal."""
+"""What a run shows: the bar of a terminal, and the curves that it leaves."""
+
+import csv
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
+from image_project.callbacks.curves import draw_curves
+from image_project.engine.report.progress import Bar, EpochLines
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-
-from {{ cookiecutter.package_name }}.callbacks import Bar
+from matplotlib.figure import Figure
 
 FEW = {"val/loss": 3.0584, "val/bits_per_byte": 4.4123}
 MANY = {f"val/metric_{number}": 0.5 for number in range(9)}
@@ -34,3 +40,64 @@ def test_the_bar_is_one_line_of_a_narrow_terminal(
     else:
         assert "val/metric_0 0.500" in text
         assert "…" in text
+
+
+@pytest.mark.parametrize("kind", [Bar, EpochLines])
+def test_ours_has_all_that_lightnings_bar_has(kind: type[ProgressBar]) -> None:
+    """A LearningRateFinder disables it, enables it, and prints by it."""
+    bar = kind()
+    trainer = L.Trainer(callbacks=[bar], logger=False, enable_checkpointing=False)
+    bar.setup(trainer, L.LightningModule(), "fit")
+    bar.disable()
+    bar.enable()
+    bar.print("found")
+    assert bar.get_metrics(trainer, L.LightningModule()) == {}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures, in place of their files."""
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
+def write(path: Path, rows: list[dict[str, float]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_curves_have_one_axis_of_whole_steps_and_a_name_for_every_line(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    rows = [{"step": step, "train/loss": 1 / (step + 1)} for step in range(0, 1000, 10)]
+    metrics = write(tmp_path / "metrics.csv", [*rows, {"step": 14, "val/acc": 0.9}])
+    draw_curves(metrics, tmp_path / "curves.png")
+    loss, accuracy = drawn[0].axes
+    assert loss.get_xlim() == accuracy.get_xlim()
+    assert all(tick == round(tick) for tick in accuracy.get_xticks())
+    assert [said.get_text() for said in loss.get_legend().texts] == ["train", "train, smoothed"]
+    assert accuracy.get_lines()[0].get_linestyle() == "None"  # a single point is no line
+
+
+def test_a_baseline_is_a_line_in_the_curves(tmp_path: Path, drawn: list[Any]) -> None:
+    rows = [{"step": step, "val/loss": 1.0, "val/bits": 2.0} for step in range(3)]
+    metrics = write(tmp_path / "metrics.csv", [{"step": 0, "baseline/val_bits": 2.5}, *rows])
+    draw_curves(metrics, tmp_path / "curves.png")
+    loss, bits = ([line.get_label() for line in axes.lines] for axes in drawn[0].axes)
+    assert "val, baseline" in bits
+    assert "val, baseline" not in loss
+
+
+def test_a_metric_of_steps_and_epochs_is_one_panel(tmp_path: Path, drawn: list[Any]) -> None:
+    """`self.log("train/loss", loss, on_step=True, on_epoch=True)` names it in three ways."""
+    rows: list[dict[str, float]] = [{"step": step, "train/loss_step": 1.0} for step in range(5)]
+    metrics = write(
+        tmp_path / "metrics.csv",
+        [*rows, {"step": 4, "train/loss_epoch": 1.0, "val/loss": 1.0}],
+    )
+    draw_curves(metrics, tmp_path / "curves.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Loss"]
