@@ -301,6 +301,15 @@ def test_predict_is_not_blamed_for_a_batch_that_is_not_its_own() -> None:
     assert own.verdict == "fails"
 
 
+def test_a_task_may_bring_its_own_loaders() -> None:
+    class WithLoader(OnTheCPU):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return loader()
+
+    verdicts = rehearsed(WithLoader(), targets=["cuda", "cpu"])
+    assert [verdict.verdict for verdict in verdicts] == ["fails", "fine"]
+
+
 def test_a_fallback_that_is_accepted_is_a_warning() -> None:
     accept = {"geqrf": "8 by 8"}
     (verdict,) = rehearsed(Householder(), loader(), targets=["mps"], accept=accept)

@@ -20,7 +20,7 @@ TARGETS = ("mps", "cuda", "cpu")
 
 def rehearse_task(
     task: "LightningModule | Callable[[], LightningModule]",
-    data: "LightningDataModule | DataLoader[Any]",
+    data: "LightningDataModule | DataLoader[Any] | None" = None,
     *,
     targets: Sequence[str] = TARGETS,
     trainer: Mapping[str, Any] | None = None,
@@ -32,7 +32,7 @@ def rehearse_task(
 
     Args:
         task: it stays as it is; or a function that builds it, which allocates nothing.
-        data: a DataLoader is used for every step.
+        data: a DataLoader is used for every step; without data the task has its own loaders.
         trainer: settings of the Trainer that differ from auto: precision, strategy, devices,
             gradient_clip_val.
         memory: what a device has, as in 16GB.

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
@@ -46,6 +46,16 @@ class OneLoader(LightningDataModule):
         return self.loader
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+class LoadersOfTask(LightningDataModule):
+    """The loaders that a task has itself."""
+
+    def __init__(self, task: LightningModule) -> None:
+        super().__init__()
+        for name in ("prepare_data", "setup", *(f"{split}_dataloader" for split in STAGES)):
+            if is_overridden(name, task):
+                setattr(self, name, getattr(task, name))
 
 
 def take(datamodule: LightningDataModule) -> dict[str, Any]:

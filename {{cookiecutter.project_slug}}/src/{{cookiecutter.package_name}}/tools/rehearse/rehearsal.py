@@ -32,7 +32,7 @@ class Rehearser:
     def __init__(
         self,
         task: LightningModule | Callable[[], LightningModule],
-        data: LightningDataModule | DataLoader[Any],
+        data: LightningDataModule | DataLoader[Any] | None,
         *,
         trainer: Mapping[str, Any],
         accept: Mapping[str, str],
@@ -41,6 +41,8 @@ class Rehearser:
         sources: Sequence[Path] | None = None,
     ) -> None:
         self.build = (lambda: copy.deepcopy(task)) if isinstance(task, LightningModule) else task
+        if data is None:
+            data = batches.LoadersOfTask(self.build())
         self.datamodule = batches.OneLoader(data) if isinstance(data, DataLoader) else data
         self.trainer, self.accept = dict(trainer), dict(accept)
         self.callbacks = callbacks

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from . import batches
 from .findings import Finding
+from .steps import rehearse_steps
 
 
 class Sound(LightningModule):
@@ -69,8 +70,6 @@ def untrusted(target: str, precision: str) -> Finding | None:
 
 
 def _findings(task: type[LightningModule], target: str, precision: str) -> list[Finding]:
-    from .steps import rehearse_steps
-
     with torch.random.fork_rng(devices=[]):
         data = TensorDataset(torch.randn(8, 8), torch.randint(0, 4, (8,)))
         datamodule = batches.OneLoader(DataLoader(data, batch_size=8))
