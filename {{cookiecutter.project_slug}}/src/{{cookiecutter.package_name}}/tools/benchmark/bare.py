@@ -68,7 +68,7 @@ class BareLoop:
                 if last:
                     break
             self._step_schedules("epoch", epoch + 1)
-            self.trainer.fit_loop.epoch_progress.increment_processed()  # the loader asks for it
+            self.trainer.fit_loop.epoch_progress.increment_completed()  # the loader asks for it
 
     def one_batch(self) -> Any:
         """Return the first batch, on the device."""

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bake
 
-PACKAGE = "my_lightning_project"
 SMALL = (
     "trainer.max_epochs=6",
     "trainer.limit_train_batches=20",
     "trainer.limit_val_batches=3",
     "trainer.limit_test_batches=2",
     "save.every_n_steps=10",
+    "show=progress",
 )
 KINDS = {
     "grid": ("model.width=16,32", "optimizer.lr=0.01,0.001"),
@@ -42,20 +41,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not installed: another process of these tests may have one of the same name."""
-    return bake(tmp_path_factory.mktemp("sweeps"))
-
-
 class Sweeps:
     """A sweep command in a folder, given again and again."""
 
-    def __init__(self, project: Path, folder: Path, words: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, words: tuple[str, ...]) -> None:
         folder.mkdir()
         self.folder = folder
-        self.command = [sys.executable, "-m", f"{PACKAGE}.sweep", *words, *SMALL]
-        self.env = {**os.environ, "PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": "1"}
+        self.command = [sys.executable, "-m", "image_project", "sweep", *words, *SMALL]
+        self.env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(self) -> "subprocess.Popen[bytes]":
         with (self.folder / "output.txt").open("ab") as output:
@@ -83,19 +76,19 @@ def kill(sweep: "subprocess.Popen[bytes]", what: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kills_do_not_change_the_table_of_a_sweep(project: Path, tmp_path: Path, kind: str) -> None:
-    whole = Sweeps(project, tmp_path / "whole", KINDS[kind])
+def test_kills_do_not_change_the_table_of_a_sweep(tmp_path: Path, kind: str) -> None:
+    whole = Sweeps(tmp_path / "whole", KINDS[kind])
     begun = time.monotonic()
     assert whole.start().wait(1200) == 0
     seconds = time.monotonic() - begun
-    killed, dice = Sweeps(project, tmp_path / "killed", KINDS[kind]), random.Random(kind)
+    killed, dice = Sweeps(tmp_path / "killed", KINDS[kind]), random.Random(kind)
     faults = [dice.choice(["sweep", "run", "both", "stopped"]) for _ in range(KILLS)]
     for fault in faults:
         sweep = killed.start()
         with contextlib.suppress(subprocess.TimeoutExpired):
             sweep.wait(dice.uniform(0.1, 0.4) * seconds)
         kill(sweep, fault)
-        if fault == "run" and sweep.poll() is None:  # it goes on by itself
+        if fault == "run" and sweep.poll() is None:  # which it starts again by itself
             time.sleep(0.1 * seconds)
             kill(sweep, "sweep")
     assert killed.start().wait(1200) == 0
