@@ -9,7 +9,8 @@ Names of Lightning that are not public, checked in the versions of fast_loop.CHE
 versions nothing is installed:
     LightningModule._current_fx_name                the hook that logs
     Trainer._results, ._logger_connector            what was logged, and whether an epoch begins
-    _ResultMetric.forward, .has_reset, .meta        the sums of a key and its options
+    _ResultMetric.update, .has_reset, .meta         the sums of a key and its options
+    Metric._update_count, ._computed                what torchmetrics sets around an update
 """
 
 from typing import Any, NamedTuple
@@ -67,7 +68,9 @@ class FastLog:
             return
         result = known.result
         size = known.results._extract_batch_size(result, batch_size, result.meta)
-        result.forward(tensor, size)
+        # As result.update(...), which torchmetrics has wrapped.
+        type(result).update(result, tensor, size)
+        result._update_count, result._computed = result._update_count + 1, None
         result.has_reset = False
         trainer._logger_connector._current_fx = hook
 

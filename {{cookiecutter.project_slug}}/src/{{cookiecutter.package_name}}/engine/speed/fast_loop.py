@@ -6,18 +6,19 @@ methods that leave just that out. Everything else happens in Lightning's order, 
 same to the bit. Wherever a run needs more than these methods know, Lightning's own methods run.
 
 Names of Lightning that are not public, checked in the versions of CHECKED. In other versions
-nothing is installed:
-    _TrainingEpochLoop.advance, ._should_check_val_fx, .run     replaced: the loop over batches
-    _EvaluationLoop._evaluation_step                            replaced: a validation batch
+nothing is installed.
+    Trainer.fit_loop.epoch_loop, .val_loop             the loop objects
+    _TrainingEpochLoop.advance, ._should_check_val_fx  replaced: a training batch
     _AutomaticOptimization._training_step, ._make_backward_fn, ._optimizer_step,
-        ._on_before_zero_grad, ._optimizer_zero_grad            replaced: the parts of a step
-    ._results, ._logger_connector                               batch size and shown metrics
-    LightningModule._current_fx_name                            lets self.log know its hook
-    Trainer.fit_loop, _PrefetchDataFetcher                      where the loops and batches are
+        ._on_before_zero_grad, ._optimizer_zero_grad   replaced: the parts of a training step
+    _EvaluationLoop._evaluation_step                   replaced: a validation batch
+    their counters, ._results, ._warning_cache         what the replaced methods read and write
+    Trainer._logger_connector, ._val_check_time_interval, LightningModule._current_fx_name,
+        ._on_before_batch_transfer, call._call_strategy_hook, _PrefetchDataFetcher    likewise
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -84,6 +85,10 @@ class OverriddenHooks:
         )
         precision = trainer.precision_plugin
         self.has_context = type(precision) is not Precision
+        zero_grad = getattr(trainer.optimizers[0], "zero_grad", None)
+        self.zeroes_as_usual = getattr(
+            zero_grad, "__func__", None
+        ) is torch.optim.Optimizer.zero_grad and not overrides(self.task, "optimizer_zero_grad")
         self.takes_index: dict[str, bool] = {}
         self.callbacks: list[Callback] = []  # those for which `found` holds
         self.found: dict[str, list[Callable[..., Any]]] = {}
@@ -154,7 +159,8 @@ class FastLoop(_TrainingEpochLoop):
         try:
             super().run(data_fetcher)
         finally:
-            self._show_metrics()
+            with suppress(RuntimeError):  # of a GPU that has just failed
+                self._show_metrics()
             self._set_hooks(None)
 
     def on_run_start(self, data_fetcher: Any) -> None:
@@ -177,17 +183,18 @@ class FastLoop(_TrainingEpochLoop):
             super().advance(data_fetcher)
             return
         trainer, hooks, progress = self.trainer, self.hooks, self.batch_progress
-        results = self._results
+        connector, results = trainer._logger_connector, self._results
         batch, *_ = next(data_fetcher)
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
         batch = hooks.move(batch)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
 
         outputs: Any = None
         if batch is None:
-            self._warning_cache.warn("train_dataloader yielded None")
+            self._warning_cache.warn("train_dataloader yielded None.")
         else:
             hooks.call("on_train_batch_start", batch, batch_idx)
             progress.increment_started()
@@ -201,9 +208,23 @@ class FastLoop(_TrainingEpochLoop):
         hooks.call("on_train_batch_end", outputs, batch, batch_idx)
         results.batch = results.batch_size = None
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
+        every_n_steps = trainer.log_every_n_steps
+        is_due = every_n_steps and (self._batches_that_stepped + 1) % every_n_steps == 0
+        if is_due or trainer.should_stop or trainer.fast_dev_run:
+            connector.update_train_step_metrics()
 
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+        trainer = self.trainer
+        interval = trainer.val_check_batch
+        if (
+            self.hooks is not None
+            and type(interval) is int
+            and trainer.check_val_every_n_epoch is not None
+            and trainer._val_check_time_interval is None
+            and not trainer.should_stop
+            and (self.batch_idx + 1) % interval != 0
+        ):
+            return False
         if is_due := super()._should_check_val_fx(data_fetcher):
             self._show_metrics()
         return is_due
@@ -227,6 +248,8 @@ class FastOptimization(_AutomaticOptimization):
             return super()._training_step(kwargs)
         output = self.hooks.call_step("training_step", **kwargs)
         accumulated = self.trainer.accumulate_grad_batches
+        if accumulated == 1 and isinstance(output, torch.Tensor):
+            return ClosureResult(output)  # Lightning divides it by 1
         return ClosureResult.from_training_step_output(output, accumulated)
 
     def _on_before_zero_grad(self, optimizer: Any) -> None:
@@ -242,8 +265,13 @@ class FastOptimization(_AutomaticOptimization):
         if self.hooks is None:
             super()._optimizer_zero_grad(batch_idx, optimizer)
             return
-        epoch = self.trainer.current_epoch
-        self.hooks.call_task("optimizer_zero_grad", epoch, batch_idx, optimizer)
+        if self.hooks.zeroes_as_usual:
+            for group in optimizer.param_groups:  # PyTorch also reports this to its profiler
+                for weight in group["params"]:
+                    weight.grad = None
+        else:
+            epoch = self.trainer.current_epoch
+            self.hooks.call_task("optimizer_zero_grad", epoch, batch_idx, optimizer)
         self.optim_progress.optimizer.zero_grad.increment_completed()
 
     def _make_backward_fn(self, optimizer: Any) -> Callable[[torch.Tensor], None] | None:
