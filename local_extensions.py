@@ -37,13 +37,12 @@ xdrlib
 # Imported under another name than the distribution's, or installed by what the extras bring.
 IMPORT_NAMES = """
 absl antlr4 attr boto3 comet cuda cv2 dateutil docker dotenv fastapi flask functorch git google grpc
-httpx hydra hydra_plugins importlinter ipykernel ipython isympy jupyter lightning_fabric markdown_it mpl_toolkits
-mypyc notebook nvidia pandas pil psutil py pyarrow pydevd_plugins pylab pytz rpds six sklearn slugify
+httpx hydra hydra_plugins importlinter ipykernel ipython isympy jupyter lightning_fabric markdown_it
+mpl_toolkits mypyc notebook nvidia pandas pil psutil py pyarrow pydevd_plugins pylab pytz rpds six sklearn slugify
 torchaudio torchgen torchvision transformers triton uv wheel xdist yaml zmq
 """
-FOLDERS = (
-    "build checkpoints configs conftest data deploy dist docs logs outputs runs src test tests"
-)
+FOLDERS = "build checkpoints configs data deploy dist docs logs outputs runs src"
+TESTS = "conftest test tests"
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))
 
 # The two joiners U+200C and U+200D are absent: Persian names and composed emoji need them.
@@ -98,7 +97,9 @@ def taken_names() -> set[str]:
     requirements = (TEMPLATE / PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.findall(r'(?m)(?:^|")([\w.-]+)[<=>]=', versions + requirements)
     installed = (re.sub("[.-]", "_", name.lower()) for name in found)
-    by_hand = f"{STANDARD_LIBRARY_OF_SOME} {IMPORT_NAMES} {FOLDERS} {WINDOWS_DEVICES}".split()
+    by_hand = (
+        f"{STANDARD_LIBRARY_OF_SOME} {IMPORT_NAMES} {FOLDERS} {TESTS} {WINDOWS_DEVICES}".split()
+    )
     return {*keyword.kwlist, *sys.stdlib_module_names, *installed, *by_hand}
 
 

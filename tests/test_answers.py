@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from cookiecutter.cli import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 extension = load("local_extensions")
 LICENSES = {
@@ -67,6 +69,9 @@ def generate(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Run cookiecutter's command line in this process, and check that nothing else happened."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    monkeypatch.syspath_prepend(template)  # pytest may have this repository on the path
+    for module in ("local_extensions", "local_machine"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
     def generate(channel: str, answers: dict) -> Path:
         words, typed = give(answers, channel)
@@ -133,16 +138,18 @@ def holds(project: Path, answers: dict) -> None:
     assert not re.search(r"20[0-9]{2}", license.replace(holder, ""))
     assert not license.startswith("\n")
 
-    tokens = MarkdownIt().parse(files["README.md"])
-    shown = [(tokens[i].tag, tokens[i + 1].content, len(tokens[i + 1].children)) for i in (0, 3)]
-    assert shown[0][0] == "h1" and plain(tokens[1]) == answers["project_name"]
-    assert not answers["description"] or plain(tokens[4]) == answers["description"]
+    heading, paragraph = [
+        token for token in MarkdownIt().parse(files["README.md"]) if token.children
+    ][:2]
+    assert files["README.md"].startswith("# ") and text_of(heading) == answers["project_name"]
+    assert not answers["description"] or text_of(paragraph) == answers["description"]
 
 
-def plain(inline) -> str:
-    """The text of a heading or a paragraph that has no markup."""
-    assert {child.type for child in inline.children} == {"text"}
-    return "".join(child.content for child in inline.children)
+def text_of(inline: Token) -> str:
+    """The text of a heading or a paragraph, which must have no markup."""
+    children = inline.children or []
+    assert {child.type for child in children} == {"text"}
+    return "".join(child.content for child in children)
 
 
 @pytest.mark.parametrize("row", [row for row in corpus.NAMES if " → " in row])

@@ -1,6 +1,7 @@
 """A Mac gets a Python that can use its GPU; nothing else is stopped, whatever sysctl says."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ SYSCTL = {
     "prints odd bytes": "printf '\\377\\000 1 \\n\\n1'",
     "hangs": "exec sleep 60",
 }
+Fake = Callable[..., None]
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="the fake sysctl is a shell script")
 
 
@@ -76,7 +78,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Let every Python that is started believe to run on a machine, with a sysctl or none."""
     monkeypatch.chdir(tmp_path)
 
@@ -97,7 +99,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @needs_posix
 @pytest.mark.parametrize("case", ["arm", "arm, no processor", "arm, macOS 13", "Linux on Arm"])
-def test_a_machine_that_can_train_gets_a_project_and_is_told_once(fake, template, case) -> None:
+def test_a_machine_that_can_train_gets_a_project_and_is_told_once(
+    fake: Fake, template: Path, case: str
+) -> None:
     fake(case)
     done = cookiecutter(template, *give({}, "key=value")[0])
     assert done.returncode == 0 and Path("out", SLUG).is_dir()
@@ -110,7 +114,7 @@ def test_a_machine_that_can_train_gets_a_project_and_is_told_once(fake, template
 @pytest.mark.parametrize("hooks", ["yes", "no"])
 @pytest.mark.parametrize("channel", ["key=value", "replay", "typed"])
 def test_an_intel_python_is_refused_before_the_first_question(
-    fake, template, channel, hooks
+    fake: Fake, template: Path, channel: str, hooks: str
 ) -> None:
     fake("Intel Python, both say so")
     words, typed = give({}, channel)
@@ -124,7 +128,9 @@ def test_an_intel_python_is_refused_before_the_first_question(
 @needs_posix
 @pytest.mark.parametrize("hooks", ["yes", "no"])
 @pytest.mark.parametrize("channel", ["key=value", "replay", "config"])
-def test_a_person_may_allow_an_intel_python(fake, template, channel, hooks) -> None:
+def test_a_person_may_allow_an_intel_python(
+    fake: Fake, template: Path, channel: str, hooks: str
+) -> None:
     fake("Intel Python, both say so")
     words, _ = give({"_allow_intel_python": True}, channel)
     done = cookiecutter(template, *words, f"--accept-hooks={hooks}")
@@ -134,7 +140,7 @@ def test_a_person_may_allow_an_intel_python(fake, template, channel, hooks) -> N
 
 @needs_posix
 @pytest.mark.parametrize("sysctl", ["fails", "prints odd bytes", "missing", "hangs"])
-def test_a_sysctl_without_an_answer_refuses_nobody(fake, template, sysctl) -> None:
+def test_a_sysctl_without_an_answer_refuses_nobody(fake: Fake, template: Path, sysctl: str) -> None:
     fake("Intel Python, both say so", sysctl)
     done = cookiecutter(template, *give({}, "key=value")[0])
     assert done.returncode == 0 and Path("out", SLUG).is_dir()

@@ -190,7 +190,7 @@ def test_text_that_an_ascii_locale_cannot_read_is_refused(template: Path, tmp_pa
 @needs_posix
 def test_without_a_home_it_works(template: Path, tmp_path: Path, expected: dict) -> None:
     (tmp_path / "config.yaml").write_text(f"replay_dir: {tmp_path}/replay\n")
-    words = (*COMMAND, template, "--no-input", "--config-file", "config.yaml")
+    words = [*COMMAND, str(template), "--no-input", "--config-file", "config.yaml"]
     subprocess.run(["env", "-u", "HOME", *words], cwd=tmp_path, capture_output=True, check=True)
     assert contents(tmp_path / SLUG) == expected
 
@@ -198,16 +198,8 @@ def test_without_a_home_it_works(template: Path, tmp_path: Path, expected: dict)
 @needs_posix
 def test_a_closed_stdin_is_no_answer(template: Path, tmp_path: Path, expected: dict) -> None:
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        words = (
-            "bash",
-            "-c",
-            'exec "$@" <&-',
-            "bash",
-            *COMMAND,
-            template,
-            "--default-config",
-            *more,
-        )
+        command = (*COMMAND, str(template), "--default-config", *more)
+        words = ["bash", "-c", 'exec "$@" <&-', "bash", *command]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert run().stderr.strip() == "Aborted!"
