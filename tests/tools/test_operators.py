@@ -79,21 +79,8 @@ class Trial:
         self.limits = known_harm.LIMITS if limits else ()
         self.device = torch.device("mps", 0)
         self.recorder = Recorder(self.device)
-        heard = self.recorder
-        self.mode = MetaMode(
-            self.device,
-            watch=heard.watch,
-            made=heard.made,
-            part=heard.part,
-            guessed=heard.guessed,
-            limit=None,
-        )
-        self.calls = DeviceCalls(
-            self.device,
-            event=lambda *args: None,
-            called=lambda *args: None,
-            guessed=heard.guessed,
-        )
+        self.mode = MetaMode(self.device, self.recorder, limit=None)
+        self.calls = DeviceCalls(self.device, self.recorder)
 
     def __call__(self, op: Any, *, grad: bool, wide: bool) -> tuple[set[str], set[str]]:
         """What some sample lacks in the forward and in the backward pass.

@@ -1,6 +1,6 @@
 """Will it train on the Mac, on CUDA, on the CPU? Answered on any machine.
 
-`python -m <package>.rehearse` asks for an experiment; `rehearse_task` for a task in a notebook.
+`python -m <package> rehearse` answers for an experiment; `rehearse_task` for a task in a notebook.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ def rehearse_task(
     accept: Mapping[str, str] | None = None,
     sources: Sequence[Path] | None = None,
 ) -> list[Verdict]:
-    """Whether a task would train on each target.
+    """Return whether a task would train on each target.
 
     Args:
         task: it stays as it is; or a function that builds it, which allocates nothing.

@@ -1,11 +1,11 @@
 """Will an experiment train on MPS, on CUDA and on the CPU? No GPU is needed to know.
 
-    python -m <package>.rehearse                          # the default, for all three
-    python -m <package>.rehearse experiment=NAME          # the same overrides as train
-    python -m <package>.rehearse targets=[mps] memory=16GB
-    python -m <package>.rehearse --json                   # the report on stdout, and nothing else
+    python -m <package> rehearse                          # the default, for all three
+    python -m <package> rehearse experiment=NAME          # the same overrides as train
+    python -m <package> rehearse targets=[mps] memory=16GB
+    python -m <package> rehearse --json                   # the report on stdout, and nothing else
 
-Exit status 0: it would train everywhere; 1: somewhere not, or nobody knows.
+Exit status 0: it would train everywhere; 1: somewhere it fails, or that is unknown.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ STAGES = {"train": "fit", "val": "validate", "test": "test", "predict": "predict
 
 
 class Repeated:
-    """A batch, as often as the loader that it comes from has some."""
+    """The first batch of a loader, as often as the loader has batches."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -36,7 +36,7 @@ class Repeated:
 
 
 class OneLoader(LightningDataModule):
-    """A DataLoader on its own, for everything."""
+    """One DataLoader for every split."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LoadersOfTask(LightningDataModule):
 
 
 def take(datamodule: LightningDataModule) -> dict[str, Any]:
-    """The loaders of each split as `Repeated`, in the structure that the datamodule gives them."""
+    """Return the loaders of each split as `Repeated`, in the structure of the datamodule."""
     datamodule.prepare_data()
     taken = {}
     for split, stage in STAGES.items():
@@ -77,19 +77,19 @@ def take(datamodule: LightningDataModule) -> dict[str, Any]:
 def _first(loader: Any) -> Any:
     if isinstance(loader, DataLoader):
         loader = copy.copy(loader)
-        # Here, where a fault of the dataset is told with its line, and not in a worker.
+        # Without workers, an error of the dataset has its line.
         loader.num_workers, loader.pin_memory, loader.timeout = 0, False, 0
         loader.prefetch_factor = None
     return next(iter(loader))
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of a hook that has been called already."""
+    """Stand in for a hook that has been called already."""
 
 
 @contextlib.contextmanager
 def given(datamodule: LightningDataModule, taken: dict[str, Any]) -> Iterator[None]:
-    """The datamodule with these batches in place of its own, all of its other hooks as they are."""
+    """Give these batches in place of the datamodule's own, and leave its other hooks as they are."""
     with contextlib.ExitStack() as stack:
         for split in STAGES:
             loaders = taken.get(split)
@@ -101,7 +101,7 @@ def given(datamodule: LightningDataModule, taken: dict[str, Any]) -> Iterator[No
 
 
 def fewer(taken: dict[str, Any], samples: int) -> dict[str, Any]:
-    """The same with fewer samples in a batch, where all of its tensors agree on how many it has."""
+    """Cut the batches to `samples`, if all tensors agree on how many samples there are."""
     size = batch_size(taken)
     if size <= samples:
         return taken
@@ -118,7 +118,7 @@ def fewer(taken: dict[str, Any], samples: int) -> dict[str, Any]:
 
 
 def batch_size(taken: dict[str, Any]) -> int:
-    """Samples in a training batch: what the first dimensions of its tensors agree on, or 1."""
+    """Return the samples in a training batch, by the first dimensions of its tensors, or 1."""
     leaves = tree_leaves([loader.batch for loader in tree_leaves(taken.get("train", []))])
     sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 0}
     return sizes.pop() if len(sizes) == 1 else 1

@@ -10,32 +10,24 @@ from torch.overrides import TorchFunctionMode
 
 from .harm import NAMES
 from .meta_mode import CPU
+from .recorder import Recorder
 from .standin import META, StandIn, home, invented, value
 
 GPUS = ("mps", "cuda")
 
 
 class DeviceCalls(TorchFunctionMode):
-    """Turns each mention of the target in a call into the device that stand-ins are made on.
+    """Turn each device that a call names into the one that stand-ins are made on.
 
     Args:
         target: what is rehearsed for.
-        event: called with the kind of finding and what was called: a value taken from the device,
-            a device that the target does not have.
-        called: called with the name of a function that is known to do harm.
-        guessed: called where a value was asked for that is not known.
+        recorder: told of values taken from the device, of devices that the target does not have and
+            of functions that are known to do harm.
     """
 
-    def __init__(
-        self,
-        target: torch.device,
-        *,
-        event: Callable[[str, str], None],
-        called: Callable[[str, list[Tensor]], None],
-        guessed: Callable[[Any], None],
-    ) -> None:
+    def __init__(self, target: torch.device, recorder: Recorder) -> None:
         super().__init__()
-        self.target, self.event, self.called, self.guessed = target, event, called, guessed
+        self.target, self.recorder = target, recorder
         self.special: dict[Any, Callable[..., Any]] = {
             Tensor.cuda: self._cuda,
             Tensor.to: self._to,
@@ -58,19 +50,19 @@ class DeviceCalls(TorchFunctionMode):
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self._device(kwargs["device"])}
         if getattr(func, "__name__", "") in NAMES:
-            self.called(func.__name__, [arg for arg in args if isinstance(arg, Tensor)])
+            self.recorder.called(func.__name__, [arg for arg in args if isinstance(arg, Tensor)])
         special = self.special.get(func)
         return special(*args, **kwargs) if special else func(*args, **kwargs)
 
     def _device(self, asked: Any) -> Any:
-        """The device that stand-ins for those of `asked` are made on."""
+        """Return the device that stand-ins for tensors of `asked` are made on."""
         if isinstance(asked, int):
             asked = f"{self.target.type}:{asked}" if self.target != CPU else "cuda"
         asked = torch.device(asked)
         if asked.type not in GPUS:
             return asked
         if asked.type != self.target.type:
-            self.event("vendor", asked.type)
+            self.recorder.event("vendor", asked.type)
         return CPU if self.target == CPU else META
 
     def _cuda(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -107,7 +99,7 @@ class DeviceCalls(TorchFunctionMode):
         Tensor.data.__set__(tensor, data)  # type: ignore[attr-defined]
 
     def _new(self, like: Tensor, *args: Any) -> Tensor:
-        """The legacy constructor, which knows no meta device; SparseAdam calls it."""
+        """Call the legacy constructor, which knows no meta device; SparseAdam uses it."""
         if not isinstance(like, StandIn):
             return like.new(*args)
         if like.layout == torch.sparse_coo:
@@ -118,7 +110,7 @@ class DeviceCalls(TorchFunctionMode):
         if not isinstance(tensor, StandIn):
             return tensor.numpy(*args, **kwargs)
         if home(tensor) != CPU:
-            self.event("device", "numpy")
+            self.recorder.event("device", "numpy")
         return self._values(tensor).numpy()
 
     def _array(self, tensor: Tensor, dtype: Any = None) -> Any:
@@ -128,12 +120,12 @@ class DeviceCalls(TorchFunctionMode):
     def _tolist(self, tensor: Tensor) -> Any:
         if not isinstance(tensor, StandIn):
             return tensor.tolist()
-        self.event("sync", "tolist")
+        self.recorder.event("sync", "tolist")
         return self._values(tensor).tolist()
 
     def _values(self, tensor: Tensor) -> Tensor:
         if value(tensor) is None:
-            self.guessed("values")
+            self.recorder.guessed("values")
         return invented(tensor)
 
 

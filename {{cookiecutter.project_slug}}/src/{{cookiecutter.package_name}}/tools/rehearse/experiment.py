@@ -1,4 +1,4 @@
-"""An experiment's config, rehearsed as `train` would run it on each target."""
+"""An experiment's config, rehearsed with what `train` would build on each target."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from .rehearsal import Rehearser
 
 
 class Experiment:
-    """The objects of a config, built for each target as `train` builds them there."""
+    """Rehearse a config for one target after the other."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
@@ -23,16 +23,16 @@ class Experiment:
         self.here = device.probe()
 
     def on(self, target: str) -> Verdict:
-        """Without the hardware; and, where it is here, with it."""
+        """Rehearse for `target`, and compare with the CPU if the target is here."""
         want = replace(self.want, accelerator=target, require_accelerator=None)
-        settled = device.apply(self.cfg, settings_for(target, want)[0])
+        resolved = device.apply(self.cfg, settings_for(target, want)[0])
 
         def build() -> LightningModule:
-            return build_task(settled)
+            return build_task(resolved)
 
         rehearser = Rehearser(
             build,
-            build_data(settled),
+            build_data(resolved),
             trainer=self.cfg.trainer,
             callbacks=[FusedOptimizers()],
             accept=self.cfg.rehearse.accept,
@@ -43,5 +43,5 @@ class Experiment:
             return verdict
         if target == "cpu":
             return verdict
-        precision = settled.trainer.precision
+        precision = resolved.trainer.precision
         return compare(verdict, build, rehearser.datamodule, rehearser.taken, precision)

@@ -49,7 +49,7 @@ NO_DRIVER = (
 
 
 def asked_the_driver(error: BaseException) -> bool:
-    """Whether PyTorch raised this because it asked real hardware, which a rehearsal does not have."""
+    """Return whether PyTorch raised this because it asked real hardware."""
     return isinstance(error, torch.AcceleratorError) or any(
         part in str(error) for part in NO_DRIVER
     )

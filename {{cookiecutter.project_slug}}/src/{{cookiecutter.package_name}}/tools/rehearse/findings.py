@@ -19,7 +19,7 @@ KINDS = {
     "memory": "more memory than there is",
     "harm": "an operator that gives wrong results in this version",
     "error": "a step that fails on every device",
-    "parity": "results that part from those of the CPU",
+    "parity": "results that differ from those of the CPU",
     "undecided": "what could not be decided here",
 }
 
@@ -41,10 +41,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All that was found for one target."""
+    """What was found for one target."""
 
     target: str
-    how: str  # it was checked
+    how: str  # how it was checked
     findings: list[Finding]
     memory: str = ""  # what a step needs there
     skipped: bool = False  # the experiment's YAML says so
@@ -58,7 +58,7 @@ class Verdict:
 
 
 def merged(findings: list[Finding]) -> list[Finding]:
-    """Each finding once, at its worst: several steps and passes meet the same line."""
+    """Return each finding once, at its worst: several steps meet the same line."""
     kept: dict[tuple[object, ...], Finding] = {}
     for finding in findings:
         place: tuple[object, ...] = finding.kind, finding.file, finding.line, finding.operator

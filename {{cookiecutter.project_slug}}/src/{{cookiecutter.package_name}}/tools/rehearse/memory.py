@@ -26,7 +26,7 @@ class Meter:
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
-    seen: set[int] = field(default_factory=set)  # storages that are counted now
+    seen: set[int] = field(default_factory=set)  # storages that are alive
 
     def made(self, result: Any) -> None:
         """Count what is new in the result of an operator, until it is gone."""
@@ -53,7 +53,7 @@ class Meter:
         self.now -= size
 
     def count(self, optimizers: list[Any], task: LightningModule) -> None:
-        """What stays from step to step."""
+        """Count what stays from step to step."""
         parameters = list(task.parameters())
         self.parameters = _bytes([*parameters, *task.buffers()])
         self.gradients = _bytes([p for p in parameters if p.requires_grad])
@@ -84,7 +84,7 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def parse(memory: str | int) -> int:
-    """Bytes of `16GB`, `16 GiB` or a number."""
+    """Return the bytes of `16GB`, `16 GiB` or a number."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)i?B?\s*", str(memory), re.IGNORECASE)
     if not found:
         raise UserError(f"memory={memory} is not a size. Write it as in memory=16GB.")

@@ -1,13 +1,12 @@
-"""A stage on which a program believes that it runs on the target.
+"""A dispatch mode in which a program believes that it runs on the target.
 
-Every operator, those of the backward pass and of optimizers included, goes through here and is
-computed with stand-ins: their shapes by PyTorch's meta kernels, their values where they are known.
+Every operator, those of the backward pass and of optimizers included, is computed with stand-ins:
+their shapes by PyTorch's meta kernels, and their values where they are known.
 """
 
 import functools
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .recorder import Recorder
 from .standin import META, StandIn, home, in_kernel, invented, meta, value
 
 CPU = torch.device("cpu")
@@ -26,35 +26,26 @@ ATEN = torch.ops.aten
 
 
 class MetaMode(TorchDispatchMode):
-    """Computes every operator with stand-ins, and tells `watch` of it.
+    """Compute every operator with stand-ins, and show it to the recorder before and after.
 
     Args:
         target: the device that stand-ins live on.
-        watch: called before an operator with it, the tensors that it takes, where its result is
-            going to live, and the result's layout.
-        made: called after an operator with it, the tensors, its result, and whether that could be
-            told only from values.
-        part: called with an operator that another one calls, in its own kernel.
-        guessed: called where a value was asked for that is not known.
+        recorder: sees every operator, and every value that is asked for and not known.
         limit: elements of the largest tensor whose values are kept; None keeps all.
     """
 
     def __init__(
         self,
         target: torch.device,
+        recorder: Recorder,
         *,
-        watch: Callable[[OpOverload, list[Tensor], torch.device, Any], None],
-        made: Callable[[OpOverload, list[Tensor], Any, bool], None],
-        part: Callable[[OpOverload, list[Tensor], Any], None],
-        guessed: Callable[[OpOverload], None],
         limit: int | None = SMALL,
     ) -> None:
         super().__init__()
-        self.target, self.watch, self.made, self.part = target, watch, made, part
-        self.on_guess, self.limit = guessed, limit
-        self.autocast = 0  # how many contexts deep
-        self.inside = 0  # a kernel that is made of others
-        self.looked: set[Any] = set()  # at such kernels
+        self.target, self.recorder, self.limit = target, recorder, limit
+        self.autocast = 0  # how many contexts of autocast are open
+        self.inside = 0  # above 0 in a kernel that calls other operators
+        self.looked: set[Any] = set()  # such kernels that have been looked at
         self.lost: set[int] = set()  # storages whose values were overwritten by unknown ones
 
     def __torch_dispatch__(
@@ -74,9 +65,9 @@ class MetaMode(TorchDispatchMode):
         if (parts := _made_of_others(func)) is not None and not self.inside:
             self._look_inside(func, parts, args, kwargs)
         if self.inside:
-            self.part(func, given, kwargs.get("layout"))
+            self.recorder.part(func, given, kwargs.get("layout"))
         else:
-            self.watch(func, given, place, kwargs.get("layout"))
+            self.recorder.watch(func, given, place, kwargs.get("layout"))
         if func is ATEN._local_scalar_dense.default:
             return self._item(func, given[0])
         self.needed_values = False
@@ -85,11 +76,11 @@ class MetaMode(TorchDispatchMode):
         else:
             result = self._with_stand_ins(func, args, kwargs, given, place)
         if not self.inside:
-            self.made(func, given, result, self.needed_values)
+            self.recorder.made(func, given, result, self.needed_values)
         return result
 
     def _look_inside(self, func: OpOverload, parts: Any, args: Any, kwargs: Any) -> None:
-        """Let an operator that is made of others call them, for `watch` to see which."""
+        """Let an operator that calls others do so, for the recorder to see which."""
         plain = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
         key = (func, str(plain))
         if key in self.looked:
@@ -108,7 +99,7 @@ class MetaMode(TorchDispatchMode):
         self.autocast += deeper
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """A tensor on the target, as `.to()` gives it."""
+        """Return the tensor on the target, as `.to()` does."""
         if isinstance(tensor, StandIn) and tensor.home == self.target:
             return tensor
         known = value(tensor)
@@ -120,7 +111,7 @@ class MetaMode(TorchDispatchMode):
             return StandIn(meta(tensor).detach(), self.target, known)
 
     def _place(self, func: OpOverload, given: list[Tensor], kwargs: dict[str, Any]) -> torch.device:
-        """Where the result lives."""
+        """Return where the result lives."""
         if kwargs.get("device") is not None:
             return CPU if kwargs["device"].type == "cpu" else self.target
         if func is ATEN.copy_.default:
@@ -132,7 +123,7 @@ class MetaMode(TorchDispatchMode):
         return len({home(tensor) for tensor in given if tensor.dim() > 0}) > 1
 
     def _plain(self, func: OpOverload, args: Any, kwargs: Any, takes_tensors: bool) -> Any:
-        """An operator on the CPU's own tensors, for real unless it makes a large one."""
+        """Run an operator on the CPU's own tensors, for real unless it makes a large one."""
         if not takes_tensors and self.limit is not None and kwargs.get("device") is not None:
             with in_kernel():
                 made = func(*args, **{**kwargs, "device": META})
@@ -181,7 +172,7 @@ class MetaMode(TorchDispatchMode):
         unknown: list[Tensor],
         trouble: Exception,
     ) -> tuple[Any, Any, dict[int, Any]]:
-        """An operator whose shape cannot be told without values; unknown ones are made up."""
+        """Run an operator whose shape depends on values; unknown ones are made up."""
         too_much = sum(tensor.numel() for tensor in given) > LARGE
         if unknown and (too_much or any(t.layout != torch.strided for t in unknown)):
             raise trouble
@@ -204,7 +195,7 @@ class MetaMode(TorchDispatchMode):
     def _joined(
         self, shapes: Any, values: Any, back: dict[int, Tensor], place: torch.device
     ) -> Any:
-        """Stand-ins of these shapes and values; what was changed in place stays what it was."""
+        """Return stand-ins of these shapes and values; what was changed in place stays itself."""
         known = iter(tree_leaves(values)) if values is not None else None
 
         def join(leaf: Any) -> Any:
@@ -245,7 +236,7 @@ class MetaMode(TorchDispatchMode):
 
     def _guess(self, func: OpOverload) -> None:
         if not self.inside:
-            self.on_guess(func)
+            self.recorder.guessed(func)
 
     def _item(self, func: OpOverload, tensor: Tensor) -> Any:
         known = self._known(tensor)
@@ -260,7 +251,7 @@ class MetaMode(TorchDispatchMode):
 def _call(
     func: OpOverload, args: Any, kwargs: Any, tensors: dict[int, Any], device: torch.device
 ) -> Any:
-    """An operator with other tensors in place of those given, on another device."""
+    """Call an operator with other tensors in place of those given, on another device."""
 
     def instead(leaf: Any) -> Any:
         return tensors[id(leaf)] if isinstance(leaf, Tensor) else leaf
@@ -275,7 +266,7 @@ def _call(
 
 
 def _laid_out_like(leaf: Tensor, own: Tensor) -> Tensor:
-    """Values in the layout of their stand-in: the CPU prefers another for some convolutions."""
+    """Return values in the layout of their stand-in: some convolutions prefer another on the CPU."""
     if own.layout != torch.strided or own.stride() == leaf.stride():
         return own
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=own.dtype).copy_(own)
@@ -287,13 +278,13 @@ def _floats_of_several_kinds(given: list[Tensor]) -> list[Tensor]:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether an operator failed only because the CPU has no kernel, or not in this dtype."""
+    """Return whether it failed only because the CPU has no kernel for this, or for this dtype."""
     return isinstance(error, NotImplementedError) or "not implemented" in str(error)
 
 
 @functools.cache
 def _made_of_others(func: OpOverload) -> Any:
-    """The key of a functional operator's kernel for all backends, if it is worth a look.
+    """Return the key of a functional operator's kernel for all backends, if it is worth a look.
 
     Every backend has the core operators, and a view calls nothing.
     """

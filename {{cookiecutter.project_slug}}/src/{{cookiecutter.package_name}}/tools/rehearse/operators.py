@@ -24,7 +24,7 @@ DECOMPOSED = "CompositeImplicitAutograd"  # before it gets to a backend
 
 
 def has(op: OpOverload, target: str, *, layout: str = "") -> bool:
-    """Whether `target` has a kernel for an operator.
+    """Return whether `target` has a kernel for an operator.
 
     Args:
         op: as a dispatch mode meets it.
@@ -55,7 +55,7 @@ def _has(name: str, backend: str) -> bool:
 
 
 def _hands_over(name: str, backend: str) -> bool:
-    """Whether a kernel for all backends is only the way to a form that this backend lacks.
+    """Return whether a kernel for all backends only calls a form that this backend lacks.
 
     `put` copies and calls `put_`, `frexp` calls `frexp.Tensor_out`: the in-place or out= form is
     there, with a kernel for each of the other backends. Overloads can share the way.
@@ -74,13 +74,13 @@ def _lacks(form: str, backend: str) -> bool:
 
 
 def _shared_kernels(name: str) -> set[str]:
-    """The names of an operator's kernels for all backends."""
+    """Return the names of an operator's kernels for all backends."""
     dispatch = _table()[name].get("dispatch", {})
     return {kernel for keys, kernel in dispatch.items() if set(ANY_BACKEND) & set(keys.split(", "))}
 
 
 def _forms(name: str) -> Iterator[str]:
-    """The in-place and out= forms of a functional operator that take the same arguments."""
+    """Yield the in-place and out= forms of a functional operator with the same arguments."""
     functional = _table()[name]["func"]
     for form in _same_name().get(_bare(name), ()):
         if form != name and _arguments(_table()[form]["func"]) == _arguments(functional):
@@ -93,7 +93,7 @@ def _bare(name: str) -> str:
 
 @functools.cache
 def _arguments(schema: str) -> tuple[str, ...]:
-    """The types of what goes in, without out= and without what an `out` knows by itself."""
+    """Return the types of the arguments, without out= and what an `out` knows by itself."""
     inside = schema.partition("(")[2].rpartition(") ->")[0]
     kept = []
     for argument in inside.split(", "):
@@ -138,7 +138,7 @@ def _same_name() -> dict[str, list[str]]:
 
 @functools.cache
 def checks_devices(op: OpOverload) -> bool:
-    """Whether an operator refuses tensors of different devices.
+    """Return whether an operator refuses tensors of different devices.
 
     Those with NoCheck in the table take some of them on the CPU (an index, the lengths of
     sequences), except where a comment says that TensorIterator checks instead.

@@ -1,4 +1,4 @@
-"""Training for real, on a device that is here and on the CPU, from the same weights and batches."""
+"""Some steps on a device that is here and on the CPU, from the same weights and batches."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def compare(
     taken: dict[str, Any],
     precision: str,
 ) -> Verdict:
-    """The verdict, and what parts on the device from the CPU."""
+    """Return the verdict with what differs between the device and the CPU."""
     task = build()
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
 
@@ -67,7 +67,7 @@ def train(
     accelerator: str,
     precision: Any = "32-true",
 ) -> Trace:
-    """A few steps, of which the random numbers are those of the CPU everywhere."""
+    """Train a few steps, with the random numbers of the CPU on every device."""
     trace = Trace()
     only_training = batches.given(datamodule, {"train": taken["train"]})
     with quiet_lightning(), only_training, torch.random.fork_rng():
@@ -92,7 +92,7 @@ def train(
 
 
 def differences(cpu: Trace, other: Trace, tolerance: float) -> list[Finding]:
-    """What is further apart than the tolerance, the first of it by its name."""
+    """Return the first thing that differs by more than the tolerance."""
     # A gradient that is only rounding noise is compared with the others; and an optimizer like Adam
     # moves its weight by the whole learning rate in either direction.
     norms = [gradient.norm().item() for gradient in cpu.gradients.values()]
@@ -111,7 +111,7 @@ def differences(cpu: Trace, other: Trace, tolerance: float) -> list[Finding]:
                     Finding(
                         "parity",
                         "fails",
-                        f"{what} {name} is the first that parts from the CPU's, by {apart:.1e} of"
+                        f"{what} {name} is the first that differs from the CPU's, by {apart:.1e} of"
                         f" its size, where {tolerance:.0e} is allowed",
                         "train with trainer.accelerator=cpu, and report it to PyTorch",
                     )
@@ -156,7 +156,7 @@ class _Watcher(Callback):
 
 
 class _SameNoise(TorchDispatchMode):
-    """Random operators (dropout, noise, sampling) draw on the CPU, whatever the device."""
+    """Let random operators (dropout, noise, sampling) draw on the CPU, whatever the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -189,13 +189,13 @@ class _SameNoise(TorchDispatchMode):
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    """As many numbers as are compared, and the mean size of all."""
+    """Return as many numbers as are compared, and the mean size of all."""
     flat = tensor.detach().float().flatten()
     return torch.cat([flat[:SAMPLE], flat.abs().mean()[None]]).cpu()
 
 
 def _apart(expected: Tensor, found: Tensor | None, floor: float, free: float) -> float:
-    """The size of the difference beside that of the numbers, or `floor`; up to `free` is none."""
+    """Return the relative size of the difference, beyond `free`; sizes below `floor` count as that."""
     if found is None or expected.shape != found.shape:
         return math.inf
     difference = (expected - found).abs().sub(free).clamp(min=0).norm().item()

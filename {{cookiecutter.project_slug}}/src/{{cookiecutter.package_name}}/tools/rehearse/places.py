@@ -1,10 +1,13 @@
-"""Which line of the user's code is running."""
+"""Which line of the user's code is running, and where something is defined."""
 
+import contextlib
 import functools
+import inspect
 import sys
 import sysconfig
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -20,7 +23,7 @@ Place = tuple[str, int]  # file, line
 
 @functools.cache
 def is_users(file: str) -> bool:
-    """Whether a file is the user's own, and not of Python, a library, engine/ or tools/."""
+    """Return whether a file is the user's own: not of Python, a library, engine/ or tools/."""
     path = Path(file)
     if file.startswith("<") or any(map(path.is_relative_to, MACHINERY)):
         return False
@@ -30,7 +33,7 @@ def is_users(file: str) -> bool:
 
 @functools.cache
 def _library(file: str) -> str:
-    """What a file belongs to, if it acts by itself: lightning, torchmetrics, an optimizer.
+    """Return what a file belongs to, if that acts by itself: lightning, torchmetrics, an optimizer.
 
     The rest of PyTorch does what the line that calls it says.
     """
@@ -47,7 +50,7 @@ def _library(file: str) -> str:
 
 
 def current() -> tuple[Place | None, str]:
-    """The innermost line of the user's code, and the library that acts between it and here."""
+    """Return the innermost line of the user's code, and the library that acts between it and here."""
     frame: FrameType | None = sys._getframe(1)
     through = ""
     while frame is not None:
@@ -60,7 +63,7 @@ def current() -> tuple[Place | None, str]:
 
 
 def of_error(traceback: TracebackType | None) -> Place | None:
-    """The innermost line of the user's code that an error came through."""
+    """Return the innermost line of the user's code that an error came through."""
     place = None
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
@@ -68,3 +71,13 @@ def of_error(traceback: TracebackType | None) -> Place | None:
             place = (file, traceback.tb_lineno)
         traceback = traceback.tb_next
     return place
+
+
+def defined_at(thing: Any) -> Place | None:
+    """Return where a function, or the class of an object, stands in the user's code."""
+    for candidate in (thing, type(thing)):
+        with contextlib.suppress(TypeError, OSError):
+            file = inspect.getsourcefile(candidate)
+            if file is not None and is_users(file):
+                return file, inspect.getsourcelines(candidate)[1]
+    return None

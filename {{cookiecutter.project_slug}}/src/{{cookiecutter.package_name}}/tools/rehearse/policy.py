@@ -1,4 +1,4 @@
-"""Whether the target takes the precision, strategy and devices: device.py's own policy, asked."""
+"""Whether the target takes the precision, strategy and devices, by the engine's own policy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ MACHINES = {
 
 
 def settings_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]:
-    """What the policy answers on such a machine; what it refuses is a finding.
+    """Return what the policy answers on such a machine; what it refuses is a finding.
 
     Args:
         want: what the config asks for, whose accelerator is `target`.
@@ -31,6 +31,6 @@ def settings_for(target: str, want: Requested) -> tuple[Settings, list[Finding]]
 
 
 def requested(target: str, trainer: Mapping[str, Any]) -> Requested:
-    """What settings of a Trainer ask for on `target`."""
+    """Return what settings of a Trainer request on `target`."""
     asked = {k: trainer[k] for k in ("precision", "strategy", "devices") if k in trainer}
     return Requested(accelerator=target, **asked)

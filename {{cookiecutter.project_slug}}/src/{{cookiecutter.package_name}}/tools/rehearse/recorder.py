@@ -1,4 +1,4 @@
-"""What stands out while a program runs on a stage, each with the line that it comes from."""
+"""What stands out while a program is rehearsed, each with the line that it comes from."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from . import operators
 from .findings import Finding
 from .harm import harm_of, limit_of
+from .memory import Meter
 from .places import Place, current
 from .standin import StandIn, home
 
@@ -22,7 +23,7 @@ WIDE = {torch.float64: "float64", torch.complex128: "complex128"}
 
 @dataclass
 class Recorder:
-    """Looks at every operator on its way.
+    """Look at every operator before and after it runs.
 
     Args:
         target: what is rehearsed for.
@@ -35,11 +36,22 @@ class Recorder:
     findings: list[Finding] = field(default_factory=list)
     guesses: list[tuple[Place | None, str]] = field(default_factory=list)
     places: dict[int, Place | None] = field(default_factory=dict)  # of nodes of the backward pass
+    meter: Meter = field(init=False)  # of the memory on the target
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.target)
 
     def watch(
         self, func: OpOverload, given: list[Tensor], place: torch.device, layout: Any
     ) -> None:
-        """Before an operator: what it is given, and whether the target has it."""
+        """Look at an operator before it runs: what it is given, and whether the target has it.
+
+        Args:
+            func: the operator.
+            given: the tensors that it takes.
+            place: where its result is going to live.
+            layout: of its result, where that is given.
+        """
         if torch.is_grad_enabled() and torch._C._current_autograd_node() is None:
             # PyTorch numbers the nodes of the backward pass as the forward pass makes them.
             self.places.setdefault(torch.autograd._get_sequence_nr() - 1, current()[0])
@@ -51,7 +63,15 @@ class Recorder:
             self._kernel(func, given, layout)
 
     def made(self, func: OpOverload, given: list[Tensor], result: Any, needed_values: bool) -> None:
-        """After an operator: what it has made."""
+        """Look at what an operator has made.
+
+        Args:
+            func: the operator.
+            given: the tensors that it took.
+            result: what it returned.
+            needed_values: its shape could be told from values only.
+        """
+        self.meter.made(result)
         if given and isinstance(result, StandIn) and result.home == self.target:
             name = func._schema.name.partition("::")[2]
             if limit := limit_of(name, given[0], result, self.target.type):
@@ -74,7 +94,7 @@ class Recorder:
                     self._wide(func, tensor)
 
     def event(self, kind: str, what: str) -> None:
-        """Something that a call from Python does without an operator."""
+        """Note what a call from Python does without an operator: kind, and what was called."""
         if kind == "sync" and (what != "tolist" or self.stage != "predict"):
             self._sync(what)
         elif kind == "vendor":
@@ -94,19 +114,19 @@ class Recorder:
             )
 
     def called(self, name: str, given: list[Tensor]) -> None:
-        """A function or operator, by its bare name: is it known to do harm?"""
+        """Note a function or operator, by its bare name, if it is known to do harm."""
         if harm := harm_of(name, given, self.target.type):
             self.add("harm", "warning", *harm, operator=name)
 
     def guessed(self, what: Any) -> None:
-        """Something asked for a value that nobody knows."""
+        """Note that a value was asked for that is not known."""
         place, library = current()
         if library.startswith("lightning"):
             return  # to show it in a bar or a file: nothing that is computed follows from it
         self.guesses.append((None if library else place, str(what)))
 
     def shown(self, tensor: Tensor) -> None:
-        """A tensor was printed."""
+        """Note that a tensor was printed."""
         if home(tensor) == self.target:
             self._sync("print")
 
@@ -120,7 +140,7 @@ class Recorder:
             self.findings.append(found)
 
     def _place(self) -> tuple[Place | None, bool]:
-        """The line that runs; of an operator of the backward pass, the line of the forward pass."""
+        """Return the line that runs; in the backward pass, the line of the forward pass."""
         node = torch._C._current_autograd_node()
         here, library = current()
         if node is not None and here is not None and not library:
@@ -162,7 +182,7 @@ class Recorder:
         )
 
     def part(self, func: OpOverload, given: list[Tensor], layout: Any) -> None:
-        """An operator that another one is made of: does the target have it?"""
+        """Look at an operator that another one calls: does the target have it?"""
         if self.target.type != "cpu" and any(home(tensor) == self.target for tensor in given):
             self._kernel(func, given, layout)
 
@@ -233,7 +253,7 @@ def _layout(layout: torch.layout) -> str:
 
 
 def _indexes(func: OpOverload) -> bool:
-    """Whether an operator is x[i] or x[i] = y, which take a list of optional indices."""
+    """Return whether this is x[i] or x[i] = y, which take a list of optional indices."""
     return any(
         str(argument.type) == "List[Optional[Tensor]]" for argument in func._schema.arguments
     )

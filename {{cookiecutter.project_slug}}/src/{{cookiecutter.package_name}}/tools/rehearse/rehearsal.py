@@ -1,4 +1,4 @@
-"""The rehearsal of one task for one target after the other."""
+"""One task, rehearsed for one target after the other."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +12,19 @@ from torch.utils.data import DataLoader
 from ...engine.device import Requested
 from ...engine.errors import UserError
 from . import batches
+from .checkpoints import checkpoint_findings
 from .findings import Finding, Verdict, merged
+from .loaders import loader_findings, worker_findings
 from .memory import parse, shown
 from .places import of_error
 from .policy import settings_for
 from .selfcheck import untrusted
 from .sources import loaded_beside, vendor_literals
 from .steps import Rehearsal, rehearse_steps
-from .survives import checkpoint_findings, loader_findings, worker_findings
 
-REAL = 2 * 2**30  # bytes of a step that is also done with all of its values
-FEW = 4  # samples of the batch that it is done with
-FEWEST = 2  # of which batch norm can take a variance
+REAL = 2 * 2**30  # bytes: a step up to this size is run with real values if it reads some
+FEW = 4  # samples of the batch of such a step
+FEWEST = 2  # samples of which batch norm can take a variance
 
 
 class Rehearser:
@@ -58,7 +59,7 @@ class Rehearser:
             self.no_data = [_of_data(error)]
 
     def on(self, target: str, want: Requested) -> Verdict:
-        """What would happen on `target`, where this is asked for."""
+        """Return what would happen on `target` with the settings that are requested."""
         settings, findings = settings_for(target, want)
         if self.taken is None:
             return Verdict(target, "its data only", findings + self.no_data)
@@ -99,7 +100,7 @@ class Rehearser:
     def _with_values(
         self, steps: Callable[..., Rehearsal], first: Rehearsal
     ) -> tuple[str, list[Finding]]:
-        """Once more for real: on stand-ins a step had to go on with values that were made up."""
+        """Run the steps with real values: on stand-ins, they had to continue with made-up ones."""
         assert self.taken is not None
         if first.meter.kept > REAL:
             return "every step on stand-ins", first.findings + _guessed(first)
@@ -117,14 +118,14 @@ class Rehearser:
         return loaded_beside(modules | {type(self.datamodule).__module__})
 
     def _too_large(self, steps: Callable[..., Rehearsal], done: Rehearsal) -> list[Finding]:
-        """What a step needs beyond the given memory, and the batch size that fits."""
+        """Return whether a step needs more than the given memory, and the batch size that fits."""
         if self.memory is None or self.taken is None or done.meter.peak <= self.memory:
             return []
         size = batches.batch_size(self.taken)
         least = steps(batches.fewer(self.taken, FEWEST)).meter.peak
         fix = "a smaller model, or fsdp: its parameters, gradients and optimizer do not fit"
         if size > FEWEST and least <= self.memory:
-            # What a step needs grows at most as straight as this from the fewest samples to all.
+            # From the fewest samples to all, memory grows linearly or slower.
             each = (done.meter.peak - least) / (size - FEWEST)
             fits = FEWEST + int((self.memory - least) / each)
             fix = f"data.batch_size={fits}, and a larger trainer.accumulate_grad_batches"
@@ -137,7 +138,7 @@ def _failed(rehearsal: Rehearsal) -> bool:
 
 
 def _guessed(rehearsal: Rehearsal) -> list[Finding]:
-    """Lines of the user's that read a value which nobody knows, in a model too large to compute."""
+    """Return the lines that read an unknown value, in a model that is too large to compute."""
     return [
         Finding(
             "undecided",
@@ -157,7 +158,7 @@ def _of_data(error: Exception) -> Finding:
     message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     raised_by_loader = "dataloader.py" in _last_file(error)
     kind = "loader" if raised_by_loader else "error"
-    return Finding(kind, "fails", message, "mend the datamodule first", *place)
+    return Finding(kind, "fails", message, "fix the datamodule first", *place)
 
 
 def _last_file(error: Exception) -> str:

@@ -16,7 +16,7 @@ COLOURS = {"fine": "green", "warning": "yellow", "unknown": "magenta", "fails": 
 
 
 def succeeds(verdicts: Sequence[Verdict]) -> bool:
-    """Whether the experiment would train everywhere: what nobody knows is no reason to say so."""
+    """Return whether the experiment would train everywhere; `unknown` counts as no."""
     return all(verdict.verdict in ("fine", "warning", "skipped") for verdict in verdicts)
 
 
@@ -45,7 +45,7 @@ def as_json(verdicts: Sequence[Verdict]) -> str:
 
 
 def _together(verdicts: Sequence[Verdict]) -> list[tuple[Finding, list[str]]]:
-    """Each place once, with all targets that it concerns, the worst first."""
+    """Return each place once, with all targets that it concerns, the worst first."""
     targets: dict[tuple[object, ...], list[str]] = {}
     first: dict[tuple[object, ...], Finding] = {}
     for verdict in verdicts:

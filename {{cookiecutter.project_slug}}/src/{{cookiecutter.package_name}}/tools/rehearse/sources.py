@@ -19,7 +19,7 @@ FIX = "leave it to Lightning, or use self.device, or a tensor's own .device"
 
 
 def vendor_literals(files: Iterable[Path]) -> list[Finding]:
-    """A warning for each; what is really executed on another device fails, which a run shows."""
+    """Return a warning for each. If such a line runs on another device, the steps show the failure."""
     return [
         Finding("vendor", "warning", said, FIX, str(file), line)
         for file in sorted(set(files))
@@ -44,7 +44,7 @@ def _asks_about_hardware(value: ast.expr) -> bool:
 
 
 def loaded_beside(names: Iterable[str]) -> list[Path]:
-    """The project's files that are loaded: those of the packages that these modules are in."""
+    """Return the user's files that are loaded, of the packages that these modules are in."""
     packages = {name.partition(".")[0] for name in names if _users_file(name) is not None}
     loaded = [name for name in sys.modules if name.partition(".")[0] in packages]
     return [file for name in loaded if (file := _users_file(name)) is not None]
@@ -56,7 +56,7 @@ def _users_file(module: str) -> Path | None:
 
 
 def line_of_call(file: str, name: str, inside: str = "") -> int | None:
-    """The first line of a file that calls `name`, in the class `inside` if that is said."""
+    """Return the first line of a file that calls `name`, in the class `inside` if given."""
     tree: ast.AST = ast.parse(Path(file).read_text(encoding="utf-8"))
     if inside:
         classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == inside]

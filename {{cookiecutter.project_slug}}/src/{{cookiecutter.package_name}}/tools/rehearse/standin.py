@@ -16,10 +16,6 @@ from torch.utils._mode_utils import no_dispatch
 META = torch.device("meta")
 
 
-class NoValue(RuntimeError):
-    """Something asked for a value that is not known."""
-
-
 class StandIn(Tensor):
     """A tensor of `home`: mps, cuda, or cpu if it is too large to be there for real."""
 
@@ -91,7 +87,7 @@ class StandIn(Tensor):
 
 @contextmanager
 def in_kernel() -> Iterator[None]:
-    """PyTorch's kernels at work: stand-ins are the meta tensors that they are made of."""
+    """Let stand-ins be the meta tensors that they are made of, for PyTorch's own kernels."""
     before, StandIn.in_kernel = StandIn.in_kernel, True
     try:
         with no_dispatch(), torch._C.DisableTorchFunction():
@@ -101,19 +97,19 @@ def in_kernel() -> Iterator[None]:
 
 
 def home(tensor: Tensor) -> torch.device:
-    """Where a tensor lives, as the user sees it."""
+    """Return where a tensor lives, as the user sees it."""
     return tensor.home if isinstance(tensor, StandIn) else torch.device("cpu")
 
 
 def value(tensor: Tensor) -> Tensor | None:
-    """A tensor's values, if they are known."""
+    """Return a tensor's values, if they are known."""
     if isinstance(tensor, StandIn):
         return tensor.value
     return None if tensor.device == META else tensor
 
 
 def meta(tensor: Tensor) -> Tensor:
-    """A tensor as PyTorch's meta kernels take it."""
+    """Return a tensor as PyTorch's meta kernels take it."""
     if isinstance(tensor, StandIn) or tensor.device == META:
         return tensor
     with no_dispatch():
@@ -123,7 +119,7 @@ def meta(tensor: Tensor) -> Tensor:
 
 
 def invented(tensor: Tensor) -> Tensor:
-    """Values for a tensor that has none: enough to learn what shape an operator's answer has."""
+    """Return values for a tensor that has none: enough to learn the shape of a result."""
     known = value(tensor)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""One task under Lightning's own Trainer, on a stage in place of a device."""
+"""A task's steps under Lightning's own Trainer, on stand-ins in place of a device."""
 
 import contextlib
 import logging
@@ -22,7 +22,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_map
 
-from .memory import Meter
 from .meta_mode import MetaMode
 from .recorder import WIDE, Recorder
 
@@ -44,7 +43,7 @@ class Part:
 
 
 class StepRunner:
-    """One task on one stage, under Lightning's own Trainer."""
+    """Run each stage that a task has."""
 
     def __init__(
         self,
@@ -52,14 +51,12 @@ class StepRunner:
         datamodule: LightningDataModule,
         recorder: Recorder,
         mode: MetaMode,
-        meter: Meter,
         *,
         precision: str,
         settings: dict[str, Any],
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task, self.datamodule, self.recorder, self.mode = task, datamodule, recorder, mode
-        self.meter = meter
         self.precision = _precision(precision, mode.target.type)
         self.settings = {**TRAINER, **{k: v for k, v in settings.items() if k in TRAINER}}
         accumulated = min(settings.get("accumulate_grad_batches", 1), 2)  # more takes only time
@@ -68,7 +65,7 @@ class StepRunner:
         self.fitted: Trainer | None = None
 
     def move_in(self) -> None:
-        """What `.to(device)` does to parameters, buffers and metrics, without a copy.
+        """Do what `.to(device)` does to parameters, buffers and metrics, without a copy.
 
         Lightning calls it after the hooks that may make more of them.
         """
@@ -81,7 +78,7 @@ class StepRunner:
         for module in self.task.modules():
             if isinstance(module, LightningModule):
                 module._device = self.mode.target
-        self.meter.made([*self.task.parameters(), *self.task.buffers()])
+        self.recorder.meter.made([*self.task.parameters(), *self.task.buffers()])
 
     def parts(self, taken: dict[str, Any]) -> Iterator[Part]:
         if "train" in taken and is_overridden("training_step", self.task):
@@ -97,7 +94,7 @@ class StepRunner:
         return [] if self.fitted is None else self.fitted.optimizers
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of optimizers, schedulers and hooks, without tensors."""
+        """Return what a checkpoint keeps of optimizers, schedulers and hooks, without tensors."""
         states: dict[str, Any] = {}
         if self.fitted is not None:
             owners: list[Any] = list(self.fitted.optimizers)
@@ -120,8 +117,8 @@ class StepRunner:
 
     def _trainer(self) -> Trainer:
         return Trainer(
-            accelerator=OnStage(),
-            strategy=StageStrategy(self.mode.target, self.move_in),
+            accelerator=NoHardware(),
+            strategy=StandInStrategy(self.mode.target, self.move_in),
             plugins=[self.precision],
             callbacks=list(self.callbacks),
             logger=DummyLogger(),  # whatever is called on it: a task may use self.logger
@@ -138,15 +135,15 @@ class StepRunner:
         )
 
 
-class OnStage(CPUAccelerator):
-    """There is no hardware to set up."""
+class NoHardware(CPUAccelerator):
+    """An accelerator without hardware to set up."""
 
     def setup_device(self, device: torch.device) -> None:
         pass
 
 
-class StageStrategy(SingleDeviceStrategy):
-    """One device, to which the task moves as to the stage, and where it stays."""
+class StandInStrategy(SingleDeviceStrategy):
+    """One device, to which the task moves by becoming stand-ins, and where it stays."""
 
     def __init__(self, device: torch.device, move_in: Callable[[], None]) -> None:
         super().__init__(device=device)
@@ -160,7 +157,7 @@ class StageStrategy(SingleDeviceStrategy):
 
 
 class Cues(Callback):
-    """Tells the recorder which step runs, and ends the training after a few."""
+    """Tell the recorder which step runs, and end the training after a few."""
 
     def __init__(self, recorder: Recorder, num_batches: int) -> None:
         self.recorder = recorder
@@ -204,7 +201,7 @@ def _precision(precision: str, target: str) -> Precision:
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's hints, which are for a training."""
+    """Silence Lightning's hints, which are for a training."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -24,12 +24,12 @@ from .step_runner import StepRunner, quiet_lightning
 
 @dataclass
 class Rehearsal:
-    """What happened on the stage."""
+    """What happened."""
 
     findings: list[Finding]
-    guesses: list[Any] = field(default_factory=list)  # values that were made up on the way
-    meter: Meter = field(default_factory=Meter)
-    task: LightningModule | None = None  # as it left the stage
+    guesses: list[Any]  # values that were made up on the way
+    meter: Meter
+    task: LightningModule | None = None  # as the steps left it
     saved: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has beside weights
 
 
@@ -48,60 +48,56 @@ def rehearse_steps(
     """Run every step of a task.
 
     Args:
-        build: gives a task that is of no use afterwards: it has moved to the stage.
+        build: returns a task, which is of no use afterwards: it has moved to the stand-ins.
+        datamodule: whose hooks are called.
         taken: the batches, from `batches.take`.
+        target: mps, cuda or cpu.
+        precision: of Lightning's Trainer.
+        trainer: more settings of it.
+        callbacks: that take part.
+        accept: operators that the CPU may compute for MPS, with reasons.
         limit: elements of the largest tensor whose values are kept; None: of all.
     """
     device = torch.device("cpu") if target == "cpu" else torch.device(target, 0)
-    recorder, meter = Recorder(device, accept or {}), Meter(device)
+    recorder = Recorder(device, accept or {})
+    mode = MetaMode(device, recorder, limit=limit)
+    rehearsal = Rehearsal(recorder.findings, recorder.guesses, recorder.meter)
 
-    def made(func: Any, given: list[Any], result: Any, needed_values: bool) -> None:
-        recorder.made(func, given, result, needed_values)
-        meter.made(result)
+    def perform() -> None:
+        task = rehearsal.task = build()
+        runner = StepRunner(
+            task,
+            datamodule,
+            recorder,
+            mode,
+            precision=precision,
+            settings=trainer or {},
+            callbacks=callbacks,
+        )
+        for part in runner.parts(taken):
+            _try(recorder, part.run, forgive_errors=part.borrows_batch)
+        recorder.meter.count(runner.optimizers(), task)
+        rehearsal.saved = runner.saved()
 
-    mode = MetaMode(
-        device,
-        watch=recorder.watch,
-        made=made,
-        part=recorder.part,
-        guessed=recorder.guessed,
-        limit=limit,
-    )
-    calls = DeviceCalls(
-        device, event=recorder.event, called=recorder.called, guessed=recorder.guessed
-    )
+    with _pretending(recorder, mode), batches.given(datamodule, taken):
+        _try(recorder, perform)
+    return rehearsal
+
+
+@contextlib.contextmanager
+def _pretending(recorder: Recorder, mode: MetaMode) -> Iterator[None]:
+    """Let everything inside believe that it runs on the target."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(fake_hardware(target, recorder.event, mode.note_autocast))
-        # In one thread: that of the stage, and in the order of the forward pass.
+        stack.enter_context(fake_hardware(mode.target.type, recorder.event, mode.note_autocast))
+        # In one thread: modes are of a thread, and nodes must come in the order of the forward pass.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_parameters_stay_themselves())
         stack.enter_context(_shown_to(recorder))
-        stack.enter_context(batches.given(datamodule, taken))
-        stack.enter_context(calls)
+        stack.enter_context(DeviceCalls(mode.target, recorder))
         stack.enter_context(mode)
-        rehearsal = Rehearsal(recorder.findings, recorder.guesses, meter)
-
-        def perform() -> None:
-            task = rehearsal.task = build()
-            runner = StepRunner(
-                task,
-                datamodule,
-                recorder,
-                mode,
-                meter,
-                precision=precision,
-                settings=trainer or {},
-                callbacks=callbacks,
-            )
-            for part in runner.parts(taken):
-                _try(recorder, part.run, forgive_errors=part.borrows_batch)
-            meter.count(runner.optimizers(), task)
-            rehearsal.saved = runner.saved()
-
-        _try(recorder, perform)
-    return rehearsal
+        yield
 
 
 def _try(recorder: Recorder, part: Callable[[], Any], *, forgive_errors: bool = False) -> None:
@@ -141,11 +137,11 @@ def _try(recorder: Recorder, part: Callable[[], Any], *, forgive_errors: bool = 
         )
 
 
-HIDES = ("device", "vendor")  # what goes on after these as if it were right may fail later
+HIDES = ("device", "vendor")  # an error after one of these may follow from it
 
 
 def _undecided(error: Exception, recorder: Recorder) -> bool:
-    """Whether it failed because of how it is rehearsed, and not by a fault of its own."""
+    """Return whether it failed because of how it is rehearsed, and not by a fault of its own."""
     said = str(error)
     return (
         bool(recorder.guesses)
@@ -157,7 +153,7 @@ def _undecided(error: Exception, recorder: Recorder) -> bool:
 
 @contextlib.contextmanager
 def _parameters_stay_themselves() -> Iterator[None]:
-    """`.to()` and `.double()` change a parameter in place: it may be shared, or in a list."""
+    """Let `.to()` and `.double()` change a parameter in place: it may be shared, or in a list."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
