@@ -115,6 +115,8 @@ def _open_closed_streams() -> None:
 def as_typed(override: str, text: str) -> str:
     """That of the setting `text` is quoted where Hydra cannot read it, or would sweep over it."""
     key, _, value = override.partition("=")
+    if key in ("callbacks", "logger", "show") and value == "null":
+        return f"{key}=[]"  # Hydra would take null for a mistake
     if key != text:
         return override
     with contextlib.suppress(HydraException):
@@ -175,6 +177,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return _one_line(error)
         case ZeroDivisionError() if _of_optimizer(error):
             return "scheduler: its warm-up is one step or less. Raise pct_start, or train longer."
+        case ValueError() if _of_optimizer(error) and "total_steps, but got -1" in str(error):
+            return "scheduler: nobody knows how many steps these data give. Set trainer.max_steps."
         case TypeError() | ValueError() if _of_optimizer(error):
             return f"optimizer or scheduler: {_one_line(error)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
