@@ -98,7 +98,7 @@ class OwnHyperParameters(ClassificationTask):
 
 
 class OwnData(DigitsDataModule):
-    def __init__(self, *args: Any, seed: int = 3, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.save_hyperparameters()
 
@@ -108,7 +108,7 @@ def test_hyper_parameters_of_a_task_and_its_data_are_their_own(small: Compose) -
     train(cfg)
     saved = torch.load(run_folder(cfg).checkpoints()[0], weights_only=True)
     assert saved["hyper_parameters"] == {"label_smoothing": 0.0, "lr": 0.5, "seed": 3}
-    assert saved["datamodule_hyper_parameters"]["seed"] == 3
+    assert saved["datamodule_hyper_parameters"]["seed"] == 4
 
 
 def test_data_that_read_no_inputs_say_so_in_predict(

@@ -222,3 +222,14 @@ def test_a_text_need_not_be_quoted_for_hydra(text: str) -> None:
     typed = cli.as_typed(f"input={text}", "input")
     assert compose_config("predict", "run=latest", typed).input == text
     assert cli.as_typed("seed=1,2", "input") == "seed=1,2"
+
+
+@pytest.mark.parametrize(
+    ("name", "group"), [("train", "logger"), ("train", "callbacks"), ("evaluate", "show")]
+)
+def test_a_group_of_many_may_be_null(name: str, group: str) -> None:
+    from image_project.engine import cli
+
+    from .small_runs import compose_config
+
+    assert not compose_config(name, cli.as_typed(f"{group}=null", "")).get(group)
