@@ -52,7 +52,8 @@ class ResumableLoader:
         self.num_workers: int = getattr(loader, "num_workers", 0)
         self.on_cuda = trainer.strategy.root_device.type == "cuda"
         self.epoch = -1
-        self.given: int | None = None  # batches in this epoch when the last pass ended, if it has
+        self.given: int | None = None  # batches of this epoch when the last pass ended, if it has
+        self.rest: int | None = None  # batches that the next pass must skip, if a resume wants so
         self.place: tuple[Any, ...] = ()  # of the present pass
         self.skip = self.length = 0  # batches of the pass to leave out, and all of them once known
         samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
@@ -106,20 +107,26 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         """A generator, so nothing happens before the first batch: Lightning calls iter() twice."""
         place, begun, skip = self._start()
-        device, rank = self.trainer.strategy.root_device, self.trainer.global_rank
-        if self.given is not None:  # CombinedLoader("max_size") had gone on without this one.
+        if (
+            self.given is not None
+        ):  # It had ended before the checkpoint: CombinedLoader sees it end.
             if skip == self.given:
+                device, rank = self.trainer.strategy.root_device, self.trainer.global_rank
                 seed_all(device, *place, begun, skip, rank, "step")
             return
+        begins_again = begun > 0
         while True:
             for batch, data in self._pass((*place, begun), skip):
                 if batch >= skip:
                     yield data
             begun += self.length
             if not 0 < self.length <= skip:
-                break
-            skip -= self.length  # a loader of unknown length had begun again before the resume
-        self.given = begun
+                self.given = begun
+                return
+            skip -= self.length  # the pass had ended before the checkpoint
+            if not begins_again:
+                self.given, self.rest = begun, skip
+                return
 
     def _start(self) -> tuple[tuple[Any, ...], int, int]:
         """Return the place of a pass over the data, its first batch, and how many to skip."""
@@ -130,21 +137,21 @@ class ResumableLoader:
         if not self.training:
             self.given = None
             return (position.seed, "val", epoch, index), position.batch, 0
-        given = self.given if self.epoch == epoch else None
-        self.epoch, self.given = epoch, None
+        given, rest = (self.given, self.rest) if self.epoch == epoch else (None, None)
+        self.epoch, self.given, self.rest = epoch, None, None
         place = (position.seed, "train", epoch, index)
         # Lightning fetches one batch ahead if a length is unknown.
         ahead = any(sized_len(one) is None for one in side_by_side)
-        if given is not None and (ahead or position.is_within(epoch)):
-            return place, given, 0  # of two loaders, the shorter one begins again
+        if given is not None and (rest is not None or ahead or position.is_within(epoch)):
+            return place, given, rest or 0  # of two loaders, the shorter one begins again
         if position.resume_at is None or position.resume_at[0] != epoch:
             return place, 0, 0
         skip = position.resume_at[1]
-        ended = position.ended.get(index)
-        if ended is not None and ended <= skip:
+        length = sized_len(self) if self.by_index else None
+        if (ended := position.ended.get(index, skip + 1)) <= skip:
             self.given = ended
-        elif self.by_index and (length := sized_len(self)):
-            return place, skip // length * length, skip % length
+        elif length and skip >= length:
+            self.given, self.rest = skip // length * length, skip % length
         return place, 0, skip
 
     def _pass(self, place: tuple[Any, ...], skip: int) -> Iterator[tuple[int, Any]]:
