@@ -142,9 +142,9 @@ def table(title: str, found: set[str], missed: set[str], alarms: dict[str, set[s
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(("limits", "at_least"), [(False, 53), (True, 55)])
+@pytest.mark.parametrize(("limits", "at_most"), [(False, 3), (True, 1)])
 def test_the_operators_that_mps_lacks_are_found(
-    operators: list[Any], limits: bool, at_least: int
+    operators: list[Any], limits: bool, at_most: int
 ) -> None:
     """Without and with the one limit of shapes that known_harm.py lists.
 
@@ -162,8 +162,10 @@ def test_the_operators_that_mps_lacks_are_found(
     found, missed = missing & lacking, missing & set(said) - lacking
     alarms = {key: said[key] for key in lacking - expected}
     print(table(f"forward, limits {limits}", found, missed, alarms))
-    assert len(found | missed) == 56
-    assert len(found) >= at_least
+    if torch.__version__ < "2.14":
+        assert len(found | missed) == 56  # later, MPS has more and more of them
+    assert found
+    assert len(missed) <= at_most
     assert len(set().union(*alarms.values())) <= 3, "distinct operators that raise an alarm"
 
 
@@ -183,7 +185,8 @@ def test_the_operators_that_mps_lacks_in_the_backward_are_found(operators: list[
         elif lacks - lacks_forward and name(op) not in known:
             alarms[name(op)] = lacks
     print(table("backward", found, missed, alarms))
-    assert found >= {"_upsample_bilinear2d_aa"}
+    if torch.__version__ < "2.14":
+        assert found >= {"_upsample_bilinear2d_aa"}
     assert len(set().union(*alarms.values())) <= 3, "distinct operators that raise an alarm"
 
 
