@@ -49,9 +49,11 @@ class FastLog:
     def __getstate__(self) -> dict[str, Any]:
         return {"task": self.task, "known": {}}  # a copy of the task begins anew
 
-    def __call__(self, name: str, value: Any, *args: Any, **options: Any) -> None:
-        task, batch_size = self.task, options.pop("batch_size", None)
-        trainer, hook = task._trainer, task._current_fx_name
+    def __call__(
+        self, name: str, value: Any, *args: Any, batch_size: int | None = None, **options: Any
+    ) -> None:
+        trainer: Any = self.task._trainer
+        hook: Any = self.task._current_fx_name
         key = f"{hook}.{name}"
         place = trainer and (trainer, trainer.state.fn, trainer.state.stage)
         known = self.known.get(key)
@@ -63,7 +65,8 @@ class FastLog:
             or trainer._logger_connector.should_reset_tensors(hook)
             or (tensor := as_scalar(value, known.result.value)) is None
         ):
-            LightningModule.log(task, name, value, *args, batch_size=batch_size, **options)
+            given = options if batch_size is None else {**options, "batch_size": batch_size}
+            LightningModule.log(self.task, name, value, *args, **given)
             self._remember(key, place, (args, options))
             return
         result = known.result

@@ -24,7 +24,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -36,6 +37,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
 CHECKED = ("2.6.",)
 PRECISIONS = (Precision, HalfPrecision, MixedPrecision)
@@ -50,10 +52,9 @@ def is_checked() -> bool:
     return lightning.__version__.startswith(CHECKED)
 
 
-def install(trainer: Trainer) -> bool:
+def install(trainer: Any) -> bool:
     """Make the trainer's fit loop fast, if it is one that we know. Return whether it is."""
-    loop: Any = trainer.fit_loop.epoch_loop
-    precision = trainer.precision_plugin
+    loop, precision = trainer.fit_loop.epoch_loop, trainer.precision_plugin
     if (
         not is_checked()
         or type(loop) is not _TrainingEpochLoop
@@ -75,27 +76,26 @@ class OverriddenHooks:
     Lightning calls every hook of every callback and of the task, though most are empty.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer, self.task = trainer, trainer.lightning_module
         self.task_state = vars(self.task)  # as setting attributes of a module is slow
         self.device = trainer.strategy.root_device
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         self.moves_batches = any(
             overrides(self.task, hook) or overrides(data, hook) for hook in TRANSFER_HOOKS
         )
         precision = trainer.precision_plugin
         self.has_context = type(precision) is not Precision
-        zero_grad = getattr(trainer.optimizers[0], "zero_grad", None)
-        self.zeroes_as_usual = getattr(
-            zero_grad, "__func__", None
-        ) is torch.optim.Optimizer.zero_grad and not overrides(self.task, "optimizer_zero_grad")
+        zero_grad = getattr(trainer.optimizers[0].zero_grad, "__func__", None)
+        own = overrides(self.task, "optimizer_zero_grad")
+        self.zeroes_as_usual = zero_grad is torch.optim.Optimizer.zero_grad and not own
         self.takes_index: dict[str, bool] = {}
         self.callbacks: list[Callback] = []  # those for which `found` holds
         self.found: dict[str, list[Callable[..., Any]]] = {}
 
     def call(self, hook: str, *args: Any) -> None:
         """Call `hook` on every callback, then on the task."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = self.trainer.callbacks
         if self.callbacks != callbacks:
             self.callbacks, self.found = list(callbacks), {}
         if hook not in self.found:
@@ -130,17 +130,15 @@ class OverriddenHooks:
     def move(self, batch: Any) -> Any:
         """Return the batch on the device."""
         batch = self.trainer.precision_plugin.convert_input(batch)
-        if not self.moves_batches and self._is_on_device(batch):
-            return batch if isinstance(batch, torch.Tensor) else type(batch)(batch)
-        batch = self.task._on_before_batch_transfer(batch, dataloader_idx=0)
-        return call._call_strategy_hook(self.trainer, "batch_to_device", batch, dataloader_idx=0)
-
-    def _is_on_device(self, batch: Any) -> bool:
-        if type(batch) is dict:
-            parts = list(batch.values())
-        else:
-            parts = batch if type(batch) in (list, tuple) else [batch]
-        return all(type(part) is torch.Tensor and part.device == self.device for part in parts)
+        if self.moves_batches:
+            batch = self.task._on_before_batch_transfer(batch, dataloader_idx=0)
+            step = "batch_to_device"
+            return call._call_strategy_hook(self.trainer, step, batch, dataloader_idx=0)
+        if type(batch) in (list, tuple, dict):
+            parts = batch.values() if type(batch) is dict else batch
+            if all(type(part) is Tensor and part.device == self.device for part in parts):
+                return type(batch)(batch)  # a new list, as the task may change it
+        return move_data_to_device(batch, self.device)
 
 
 def overrides(owner: Any, hook: str) -> bool:
@@ -182,8 +180,9 @@ class FastLoop(_TrainingEpochLoop):
         if self.hooks is None or self.restarting:
             super().advance(data_fetcher)
             return
-        trainer, hooks, progress = self.trainer, self.hooks, self.batch_progress
-        connector, results = trainer._logger_connector, self._results
+        trainer: Any = self.trainer
+        hooks, progress, results = self.hooks, self.batch_progress, self._results
+        connector = trainer._logger_connector
         batch, *_ = next(data_fetcher)
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
@@ -214,7 +213,7 @@ class FastLoop(_TrainingEpochLoop):
             connector.update_train_step_metrics()
 
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         interval = trainer.val_check_batch
         if (
             self.hooks is not None
@@ -248,7 +247,7 @@ class FastOptimization(_AutomaticOptimization):
             return super()._training_step(kwargs)
         output = self.hooks.call_step("training_step", **kwargs)
         accumulated = self.trainer.accumulate_grad_batches
-        if accumulated == 1 and isinstance(output, torch.Tensor):
+        if accumulated == 1 and isinstance(output, Tensor):
             return ClosureResult(output)  # Lightning divides it by 1
         return ClosureResult.from_training_step_output(output, accumulated)
 
@@ -274,12 +273,12 @@ class FastOptimization(_AutomaticOptimization):
             self.hooks.call_task("optimizer_zero_grad", epoch, batch_idx, optimizer)
         self.optim_progress.optimizer.zero_grad.increment_completed()
 
-    def _make_backward_fn(self, optimizer: Any) -> Callable[[torch.Tensor], None] | None:
+    def _make_backward_fn(self, optimizer: Any) -> Callable[[Tensor], None] | None:
         hooks = self.hooks
         if hooks is None or self._skip_backward:
             return super()._make_backward_fn(optimizer)
 
-        def backward(loss: torch.Tensor) -> None:
+        def backward(loss: Tensor) -> None:
             hooks.call("on_before_backward", loss)
             hooks.call_task("backward", loss)
             hooks.call("on_after_backward")
