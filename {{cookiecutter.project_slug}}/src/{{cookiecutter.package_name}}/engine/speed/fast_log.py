@@ -1,9 +1,9 @@
 """Make `self.log` in every step cheap, with the values that Lightning's own gives.
 
 Lightning checks all of a call's options each time, and compares them with those of the call before.
-Here the first call of a key is Lightning's own. Later calls with the same options only pass the
-value to the object that Lightning has made for the key, so that the arithmetic, the place where the
-sums are kept and everything that reads them stay Lightning's. On a GPU nothing waits for a value.
+Here the first call of a key in an epoch is Lightning's own. Later ones with the same options only
+pass the value to the object that Lightning keeps for the key. The arithmetic, the place of the sums
+and all that reads them stay Lightning's. On a GPU, nothing waits for a value.
 
 Names of Lightning that are not public, checked in the versions of fast_loop.CHECKED. In other
 versions nothing is installed:
@@ -59,6 +59,7 @@ class FastLog:
         known = self.known.get(key)
         if (
             known is None
+            or known.result.has_reset  # at the start of an epoch
             or known.place != place
             or known.options != (args, options)
             or known.loader != known.results.dataloader_idx
@@ -74,7 +75,6 @@ class FastLog:
         # As result.update(...), which torchmetrics has wrapped.
         type(result).update(result, tensor, size)
         result._update_count, result._computed = result._update_count + 1, None
-        result.has_reset = False
         trainer._logger_connector._current_fx = hook
 
     def _remember(self, key: str, place: Any, options: Any) -> None:
