@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 PACKAGE = Path(__file__).parents[2]
-MACHINERY = (PACKAGE / "engine", PACKAGE / "tools")
+MACHINERY = (PACKAGE / "engine", PACKAGE / "tools", PACKAGE / "__main__.py")
 INSTALLED = (
     Path(torch.__file__).parents[1],
-    *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")),
+    *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib", "scripts")),
 )
 
 Place = tuple[str, int]  # file, line
