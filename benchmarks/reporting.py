@@ -1,4 +1,4 @@
-"""What the bar and the logs of a run cost: the project's own steps with them and without, in turns.
+"""What the bar and the logs of a run cost: its steps with them and without, in turns.
 
     python benchmarks/reporting.py my_lightning_project experiment=gpt2_small data.path=texts
 
@@ -7,48 +7,53 @@ logger, bar or learning rate, and logs no step. The ratios of each round count: 
 """
 
 import argparse
-import contextlib
-import importlib
 import json
 import logging
 import os
 import pty
 import statistics
 import sys
+import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
-WITHOUT = ("~logger.csv", "~callbacks.progress", "~callbacks.learning_rate")
+from built import StepClock, build
+
+WAYS = {
+    "with": [],
+    "without": [
+        *("~logger", "~show.progress", "~show.learning_rate", "~show.curves"),
+        "trainer.log_every_n_steps=1000000000",
+    ],
+    "with again": [],
+}
 
 
-def subjects(package: str, overrides: list[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_module
-
-    device = importlib.import_module(f"{package}.device")
-    subject = importlib.import_module(f"{package}.benchmark.subject")
-    subject._quietly = contextlib.nullcontext  # the bar is the point
-    made = {}
-    with initialize_config_module(f"{package}.configs", version_base="1.3"):
-        for way, more in {"with": (), "without": WITHOUT, "with again": ()}.items():
-            cfg = compose("benchmark", [*overrides, *more])
-            if more:
-                cfg.trainer.log_every_n_steps = 10**9
-            made[way] = subject.Subject(cfg, device.choose(device.request(cfg), device.probe()))
-    return made
+def seconds_per_step(package: str, overrides: list[str], steps: int) -> float:
+    warm_up = max(2, steps // 10)
+    clock = StepClock(warm_up)
+    length = (
+        "trainer.max_epochs=1000000",
+        f"trainer.max_steps={warm_up + steps}",
+        "trainer.limit_val_batches=0",
+        "+trainer.num_sanity_val_steps=0",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run, built = build(package, [*length, *overrides], Path(folder))
+        built.trainer.callbacks.append(clock)
+        with run.signals:
+            built.trainer.fit(built.task, built.datamodule)
+    return clock.seconds_per_step
 
 
 def measure(package: str, overrides: list[str], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each way and round."""
-    clock = importlib.import_module(f"{package}.benchmark.clock").Clock
-    made = subjects(package, overrides)
-    found: dict[str, list[float]] = {way: [] for way in made}
+    """Return the seconds a step of each way and round."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(rounds + 1):  # the first one warms up
-        for way in [*made] if turn % 2 else [*reversed(made)]:
-            subject = made[way]
-            timing = subject.project(clock(subject.device, max(2, steps // 10), steps))
+        for way in [*WAYS] if turn % 2 else [*reversed(WAYS)]:
+            took = seconds_per_step(package, [*overrides, *WAYS[way]], steps)
             if turn:
-                found[way].append(timing.seconds / timing.steps)
+                found[way].append(took)
     return found
 
 

@@ -9,6 +9,7 @@ they do of N times the work of one in a second. The counts take turns; each numb
 the experiment reads text, a long one is made up for it.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -21,12 +22,12 @@ from typing import Any
 
 from lightning import Callback
 
-ROUNDS = 3
 WARM_UP, MEASURED = 20, 60  # steps
 TEXT = 24_000_000  # bytes
 RESULT = "SCALING_RESULT"  # an environment variable: the file for what a run measured
 QUICK = (
-    "callbacks=[progress]",
+    "~callbacks",
+    "show=progress",
     "resume=never",
     "trainer.limit_val_batches=0",
     "trainer.limit_test_batches=1",
@@ -34,12 +35,12 @@ QUICK = (
     f"trainer.max_steps={WARM_UP + MEASURED}",
     "trainer.val_check_interval=1.0",
     "+trainer.enable_checkpointing=false",
-    "+callbacks.clock._target_=scaling.Clock",
+    "+show.clock._target_=scaling.Clock",
 )
 
 
 class Clock(Callback):
-    """From the end of the warm-up to the end of the training, the device's work included."""
+    """Measures from the end of the warm-up to the end of the training, with the device's work."""
 
     batches = 0
 
@@ -73,7 +74,7 @@ class Clock(Callback):
 
 
 def measure(package: str, devices: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """What a run on so many devices says."""
+    """Return what a run on so many devices measures."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     start = (*torchrun, f"--nproc-per-node={devices}", "-m", f"{package}.train")
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -101,13 +102,21 @@ def text(folder: Path) -> Path:
 
 
 def main() -> None:
-    package, counts, *overrides = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("package", help="the generated project's")
+    parser.add_argument("counts", help="of devices: 1,2,4")
+    parser.add_argument("overrides", nargs="*", help="of train")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_intermixed_args()
+    package, overrides = asked.package, list(asked.overrides)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if any("gpt" in override for override in overrides):
             overrides += [f"data.path={text(folder)}", f"data.cache={folder}"]
-        found: dict[int, list[dict[str, Any]]] = {int(count): [] for count in counts.split(",")}
-        for _ in range(ROUNDS):
+        found: dict[int, list[dict[str, Any]]] = {
+            int(count): [] for count in asked.counts.split(",")
+        }
+        for _ in range(asked.rounds):
             for count, rounds in found.items():
                 rounds.append(measure(package, count, folder, overrides))
                 print(json.dumps({"devices": count, **rounds[-1]}), flush=True)

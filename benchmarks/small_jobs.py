@@ -2,17 +2,20 @@
 
     python benchmarks/small_jobs.py my_lightning_project    # where the generated project is installed
 
-The same epochs of the same net, batches, optimizer and number of steps, each epoch validated:
+The same epochs of the same net, data, optimizer and number of steps, each epoch validated:
 
 - `loop`: written by hand, data on the device, a batch taken by its indices, fused Adam;
-- `project`: the generated project's `train` by its defaults: resumable, logged, watched for nan;
+- `project`: the generated project's `train` by its defaults: resumable, logged, watched for nan; its
+  datamodule is an ordinary one, with a DataLoader of a TensorDataset;
+- `stock loop`: the same with `fast_loop=false`, which is Lightning's own loop;
 - `template`: what the best-known Lightning and Hydra template does by default: transforms and
   collating sample by sample, two metrics and two calls of `self.log` a step, plain Adam;
 - `loop again`: the first once more; what lies inside its spread is a tie.
 
 On the device and in the precision that the project takes by itself (the template keeps float32, its
 default). In one process, in turns: the medians of the ratios count, absolute times say little.
-`--json FILE` writes all that was measured; `--rounds N` and further `key=value` go to the project.
+`--json FILE` writes all that was measured; `--rounds N` and further `key=value` go to the project;
+`--train N` makes the data smaller, to try it out.
 """
 
 import argparse
@@ -39,8 +42,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, random_split
 from torchmetrics import Accuracy, MaxMetric, MeanMetric
+
+from built import synchronize
 
 # The sizes of that template's job, MNIST, to whole batches: 430 steps an epoch, the first to warm up.
 TRAIN, VAL, BATCH, EPOCHS, LR = 55_040, 5_120, 128, 3, 0.001
@@ -55,7 +60,7 @@ def net() -> nn.Module:
 
 
 def split(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures of noise, uint8, each with the digit that its corner tells: something to learn."""
+    """Return uint8 pictures of noise whose first row tells the digit, so there is something to learn."""
     source = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (samples, 28, 28), dtype=torch.uint8, generator=source)
     targets = torch.randint(0, 10, (samples,), generator=source)
@@ -67,11 +72,11 @@ def normalized(pixels: Tensor) -> Tensor:
     return (pixels.float().div(255) - 0.1307) / 0.3081
 
 
-SPLITS = {"train": split(TRAIN, 0), "val": split(VAL, 1)}
+SPLITS: dict[str, tuple[Tensor, Tensor]] = {}  # filled in by main()
 
 
 class Clock(L.Callback):
-    """Seconds of all epochs but the first, and the last loss of the validation."""
+    """Measures all epochs but the first, and keeps the last loss of the validation."""
 
     seconds = val_loss = 0.0
 
@@ -86,17 +91,16 @@ class Clock(L.Callback):
         Clock.val_loss = float(trainer.callback_metrics["val/loss"])
 
 
-def synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def train_size() -> int:
+    return len(SPLITS["train"][1])
 
 
 # By hand.
 
 
-def loop(choice: Any) -> tuple[float, float]:
-    device = torch.device(choice.accelerator)
-    lower = {"bf16-mixed": torch.bfloat16, "32-true": None}[choice.precision]
+def loop(settings: Any) -> tuple[float, float]:
+    device = torch.device(settings.accelerator)
+    lower = {"bf16-mixed": torch.bfloat16, "32-true": None}[settings.precision]
     autocast = torch.autocast(device.type, lower, enabled=lower is not None)
     torch.manual_seed(0)
     model = net().to(device)
@@ -108,8 +112,9 @@ def loop(choice: Any) -> tuple[float, float]:
             synchronize()
             started = time.perf_counter()
         inputs, targets = splits["train"]
-        # The project's own order, so that both take the same steps.
-        order = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(epoch)).to(device)
+        order = torch.randperm(train_size(), generator=torch.Generator().manual_seed(epoch)).to(
+            device
+        )
         model.train()
         for batch in order.split(BATCH):
             with autocast:
@@ -137,13 +142,25 @@ def validate(
     return loss.item() * BATCH / VAL, correct.item() / VAL
 
 
-# The project: another model, and other data in its datamodule; everything else is its own.
+# The project: another model and other data; everything else is its own.
 
 
-def setup(datamodule: Any, stage: str) -> None:
-    tensors = importlib.import_module(f"{PACKAGE}.data.tensors")
-    for name, (pixels, targets) in {**SPLITS, "test": SPLITS["val"]}.items():
-        datamodule.splits[name] = tensors.TensorBatches(normalized(pixels), targets)
+class Pictures(L.LightningDataModule):
+    """An ordinary datamodule."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def loader(self, name: str, *, shuffle: bool = False) -> DataLoader[Any]:
+        pixels, targets = SPLITS[name]
+        return DataLoader(TensorDataset(normalized(pixels), targets), self.batch_size, shuffle)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.loader("val")
 
 
 @contextlib.contextmanager
@@ -157,19 +174,20 @@ def composed(folder: str, overrides: list[str]) -> Iterator[Any]:
             [
                 f"runs_dir={folder}",
                 f"trainer.max_epochs={EPOCHS}",
-                f"data.batch_size={BATCH}",
                 "optimizer._target_=torch.optim.Adam",
                 f"optimizer.lr={LR}",
                 "optimizer.weight_decay=0",
                 "scheduler=constant",
-                "task.num_classes=10",
+                "~show.curves",
+                "~show.confusion",
                 *overrides,
             ],
         )
-    with open_dict(cfg):
-        cfg.model = {"_target_": f"{__name__}.net"}
-        cfg.callbacks.clock = {"_target_": f"{__name__}.Clock"}
-    yield cfg
+        with open_dict(cfg):
+            cfg.data = {"_target_": f"{__name__}.Pictures", "batch_size": BATCH}
+            cfg.model = {"_target_": f"{__name__}.net"}
+            cfg.show.clock = {"_target_": f"{__name__}.Clock"}
+        yield cfg
 
 
 def project(overrides: list[str]) -> tuple[float, float]:
@@ -179,11 +197,11 @@ def project(overrides: list[str]) -> tuple[float, float]:
     return Clock.seconds, Clock.val_loss
 
 
-def chosen(overrides: list[str]) -> Any:
-    """The device and precision that the project takes."""
-    device = importlib.import_module(f"{PACKAGE}.device")
+def settings_of(overrides: list[str]) -> Any:
+    """Return the device and precision that the project takes."""
+    device = importlib.import_module(f"{PACKAGE}.engine.device")
     with composed("", overrides) as cfg:
-        return device.choose(device.request(cfg), device.probe())
+        return device.resolve(device.requested(cfg), device.probe())
 
 
 # The best-known template, in its style.
@@ -269,13 +287,13 @@ class TemplateTask(L.LightningModule):
         }
 
 
-def template(choice: Any) -> tuple[float, float]:
+def template(settings: Any) -> tuple[float, float]:
     from lightning.pytorch import callbacks
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
-            accelerator=choice.accelerator,
+            accelerator=settings.accelerator,
             devices=1,
             max_epochs=EPOCHS,
             default_root_dir=folder,
@@ -289,7 +307,7 @@ def template(choice: Any) -> tuple[float, float]:
             ],
         )
         both = ConcatDataset([SampleBySample("train"), SampleBySample("val")])
-        train, val = random_split(both, (TRAIN, VAL), torch.Generator().manual_seed(42))
+        train, val = random_split(both, (train_size(), VAL), torch.Generator().manual_seed(42))
         loaders = DataLoader(train, BATCH, shuffle=True), DataLoader(val, BATCH)
         trainer.fit(TemplateTask(), *loaders)
     return Clock.seconds, Clock.val_loss
@@ -299,10 +317,10 @@ def template(choice: Any) -> tuple[float, float]:
 
 
 def measure(ways: dict[str, Callable[[], tuple[float, float]]], rounds: int) -> dict[str, Any]:
-    """Samples a second of each way and round, and each way's last loss."""
+    """Return the samples a second of each way and round, and each way's last loss."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     losses = {}
-    samples = TRAIN * (EPOCHS - 1)
+    samples = train_size() * (EPOCHS - 1)
     for _ in range(rounds):
         for way, train in ways.items():
             # What the ways print is not the point; a bar goes to a terminal that is not there.
@@ -316,7 +334,12 @@ def ratios(speeds: dict[str, list[float]], of: str, to: str) -> list[float]:
     return [a / b for a, b in zip(speeds[of], speeds[to], strict=True)]
 
 
-PAIRS = (("project", "template"), ("project", "loop"), ("loop again", "loop"))
+PAIRS = (
+    ("project", "template"),
+    ("project", "loop"),
+    ("project", "stock loop"),
+    ("loop again", "loop"),
+)
 
 
 def report(found: dict[str, Any]) -> None:
@@ -341,30 +364,32 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the project: trainer.accelerator=cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-template", action="store_true", help="it takes most of the time")
+    parser.add_argument("--train", type=int, default=TRAIN, help="samples")
     parser.add_argument("--json", type=Path, help="all that was measured, to this file")
     asked = parser.parse_intermixed_args()
     PACKAGE = asked.package
     warnings.simplefilter("ignore")
     for talks in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(talks).setLevel(logging.ERROR)
-    importlib.import_module(f"{PACKAGE}.data.digits").DigitsDataModule.setup = setup
-    choice = chosen(asked.overrides)
+    SPLITS.update(train=split(asked.train, 0), val=split(VAL, 1))
+    settings = settings_of(asked.overrides)
     ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "loop": lambda: loop(choice),
+        "loop": lambda: loop(settings),
         "project": lambda: project(asked.overrides),
-        "template": lambda: template(choice),
-        "loop again": lambda: loop(choice),
+        "stock loop": lambda: project([*asked.overrides, "fast_loop=false"]),
+        "template": lambda: template(settings),
+        "loop again": lambda: loop(settings),
     }
     if asked.without_template:
         del ways["template"]
     measure(ways, 1)  # warm up
     found = measure(ways, asked.rounds) | {
-        "device": choice.name,
-        "precision": choice.precision,
+        "device": settings.name,
+        "precision": settings.precision,
         "torch": str(torch.__version__),
         "lightning": L.__version__,
         "python": platform.python_version(),
-        "steps": (EPOCHS - 1) * TRAIN // BATCH,
+        "steps": (EPOCHS - 1) * (train_size() // BATCH),
     }
     report(found)
     if asked.json:

@@ -41,7 +41,7 @@ class FirstStep:
 
 
 def bare(package: str) -> None:
-    """What a user would write who has the model and nothing else."""
+    """Train as a user would who has the model and nothing else."""
     from importlib import import_module
 
     import lightning as L
@@ -78,8 +78,8 @@ def bare(package: str) -> None:
 
 
 def commands(package: str) -> dict[str, list[str]]:
-    train = ["-m", f"{package}.train"]
-    first = f"+callbacks.first._target_={Path(__file__).stem}.FirstStep"
+    train = ["-m", package, "train"]
+    first = f"+show.first._target_={Path(__file__).stem}.FirstStep"
     return {
         "import lightning": ["-c", "import lightning, os; os._exit(0)"],
         "--help": [*train, "--help"],
@@ -92,7 +92,7 @@ def commands(package: str) -> dict[str, list[str]]:
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the processor's seconds."""
+    """Return the seconds, and the processor's seconds."""
     here = Path(__file__).resolve().parent
     path = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as folder:  # no run stands there yet
