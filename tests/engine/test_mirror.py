@@ -68,7 +68,7 @@ def steps(folder: Folder) -> list[str]:
     return sorted(name for name in folder.names() if name.startswith("checkpoints/step_"))
 
 
-def test_a_run_goes_on_elsewhere_from_its_copy_alone_to_the_same_bits(
+def test_a_run_resumes_elsewhere_from_its_copy_alone_to_the_same_bits(
     far: str, machine: Any, monkeypatch: pytest.MonkeyPatch, undisturbed: Result
 ) -> None:
     assert stop_at(6, at(far)) == 143
@@ -90,7 +90,7 @@ def test_a_run_goes_on_elsewhere_from_its_copy_alone_to_the_same_bits(
     assert digest(run_folder(at(far)).best) == undisturbed[1]
 
 
-def test_a_run_killed_at_any_moment_of_its_copying_goes_on_to_the_same_bits(
+def test_a_run_killed_at_any_moment_of_its_copying_resumes_to_the_same_bits(
     disk: str, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Result
 ) -> None:
     far, moments = tmp_path / "far", tmp_path / "moments"
@@ -145,7 +145,7 @@ def test_training_does_not_wait_for_the_network(
 
 
 @one_kind
-def test_without_a_network_training_goes_on_and_the_same_command_copies_the_rest(
+def test_without_a_network_training_resumes_and_the_same_command_copies_the_rest(
     far: str,
     machine: Any,
     monkeypatch: pytest.MonkeyPatch,

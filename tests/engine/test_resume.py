@@ -25,7 +25,7 @@ from image_project.train import train
 from .small_runs import Compose, Finished, digest, result, stop_at
 
 
-def test_another_max_steps_goes_on_within_the_epoch(small: Compose, tmp_path: Path) -> None:
+def test_another_max_steps_resumes_within_the_epoch(small: Compose, tmp_path: Path) -> None:
     train(small("trainer.max_steps=7", "scheduler=constant"))
     longer = small("trainer.max_steps=9", "scheduler=constant")
     train(longer)
@@ -183,7 +183,7 @@ def test_resume_must_trains_nothing_from_the_start(small: Compose) -> None:
     assert train(cfg)["epochs"] == 2
 
 
-def test_ckpt_path_goes_on_from_another_runs_checkpoint_in_a_new_folder(
+def test_ckpt_path_resumes_from_another_runs_checkpoint_in_a_new_folder(
     small: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = small("scheduler=constant")
@@ -206,7 +206,7 @@ def test_ckpt_path_goes_on_from_another_runs_checkpoint_in_a_new_folder(
             train(changed)
 
 
-def test_the_best_checkpoint_holds_weights_only_and_is_not_gone_on_from(small: Compose) -> None:
+def test_the_best_checkpoint_holds_weights_only_and_is_not_resumed_from(small: Compose) -> None:
     first = small()
     train(first)
     cfg = small()
@@ -240,7 +240,7 @@ def test_init_from_starts_with_the_weights_that_fit(
         ({"torch": "2.0"}, "Saved with torch 2.0"),
     ],
 )
-def test_a_run_of_another_device_goes_on_and_says_that_the_bits_differ(
+def test_a_run_of_another_device_resumes_and_says_that_the_bits_differ(
     small: Compose,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -306,7 +306,7 @@ def test_the_best_weights_are_kept_until_they_can_be_written(
         with pytest.raises(UserError, match="Free some space"):
             disk.flush()
         disk.save_checkpoint({"weights": weights}, tmp_path / "best.ckpt")
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
     weights += 1  # goes on
     disk.save_checkpoint({"optimizer_states": []}, tmp_path / "step.ckpt")
     assert torch.load(tmp_path / "best.ckpt")["weights"].sum() == 0
