@@ -48,7 +48,6 @@ class ResumableLoader:
 
     def __init__(self, loader: Any, trainer: Trainer, position: Position) -> None:
         self.loader, self.trainer, self.position = loader, trainer, position
-        self.training = bool(trainer.training)
         self.num_workers: int = getattr(loader, "num_workers", 0)
         self.on_cuda = trainer.strategy.root_device.type == "cuda"
         self.epoch = -1
@@ -86,7 +85,7 @@ class ResumableLoader:
     def _share_out(self, sampler: "DistributedSampler[Any]") -> None:
         # PyTorch adds the epoch to the seed, so neighbouring seeds would share their orders.
         sampler.seed = number(self.position.seed, "order")
-        if self.training and self.loader.drop_last:
+        if self.loader.drop_last:
             # Otherwise PyTorch repeats a few samples, so that all ranks have as many.
             sampler.drop_last = True
             sampler.num_samples = len(sampler.dataset) // sampler.num_replicas  # type: ignore[arg-type]
@@ -131,10 +130,9 @@ class ResumableLoader:
     def _start(self) -> tuple[tuple[Any, ...], int, int]:
         """Return the place of a pass over the data, its first batch, and how many to skip."""
         position, epoch = self.position, self.trainer.current_epoch
-        loaders = self.trainer.train_dataloader if self.training else self.trainer.val_dataloaders
-        side_by_side = flattened(loaders)
-        index = next((i for i, one in enumerate(side_by_side) if one is self), 0)
-        if not self.training:
+        side_by_side = flattened(self.trainer.train_dataloader)
+        if (index := index_of(self, side_by_side)) is None:
+            index = index_of(self, flattened(self.trainer.val_dataloaders))
             self.given = None
             return (position.seed, "val", epoch, index), position.batch, 0
         given, rest = (self.given, self.rest) if self.epoch == epoch else (None, None)
@@ -177,6 +175,10 @@ class ResumableLoader:
 def flattened(loaders: Any) -> list[Any]:
     """Return the loaders in whatever collection `trainer.train_dataloader` is."""
     return CombinedLoader(loaders).flattened
+
+
+def index_of(loader: Any, loaders: list[Any]) -> int | None:
+    return next((index for index, one in enumerate(loaders) if one is loader), None)
 
 
 class SeededSampler:

@@ -165,7 +165,8 @@ def move_keepers(trainer: Trainer, checkpoint: dict[str, Any], *, same_run: bool
 
 
 def _paths(state: dict[str, Any]) -> Iterator[str]:
-    yield from (state["best_model_path"], state["last_model_path"], *state["best_k_models"])
+    paths = (state["best_model_path"], state["last_model_path"], *state["best_k_models"])
+    yield from filter(None, paths)
 
 
 def _files(keeper: ModelCheckpoint) -> list[Path]:
