@@ -23,6 +23,7 @@ SMALL = (
 )
 KINDS = {
     "grid": ("model.width=16,32", "optimizer.lr=0.01,0.001"),
+    "workers": ("model.width=16,32", "optimizer.lr=0.01,0.001", "sweep.num_workers=2"),
     "seeds": ("sweep=seeds", "sweep.num_seeds=4"),
     "kfold": ("sweep=kfold", "sweep.num_folds=4"),
     "optuna": (
