@@ -22,7 +22,8 @@ def extended(text_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_lint_format_and_types_are_clean(extended: Path) -> None:
-    assert not found_by_linters(extended)
+    found = found_by_linters(extended)
+    assert not found, found
 
 
 def test_its_own_tests_pass_with_what_the_readme_adds(extended: Path) -> None:
