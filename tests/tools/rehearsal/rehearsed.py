@@ -22,13 +22,12 @@ from cases import CASES, TARGETS, Case, load_all, place_of_fault
 from real import quiet
 
 BAD = ("fails", "warning")
-TIME_LIMIT = 60  # seconds a case
 AS_IT_SHOULD_BE = ("fine", "caught", "-")
 
 
-def rehearse(case: Case, engine: Any) -> dict[str, Any]:
+def rehearse(case: Case, engine: Any, time_limit: float) -> dict[str, Any]:
     """What the engine says of each target, as plain data."""
-    faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)  # one that hangs ends it all
+    faulthandler.dump_traceback_later(time_limit, exit=True)  # one that hangs ends it all
     torch.manual_seed(0)
     started = time.monotonic()
     said: dict[str, Any] = {"kind": case.expected.kind, "crash": "", "targets": {}}
@@ -130,6 +129,7 @@ def main() -> None:
     parser.add_argument("--package", default="image_project")
     parser.add_argument("--only", nargs="+", help="these cases")
     parser.add_argument("--json", type=Path, help="write all answers there")
+    parser.add_argument("--time-limit", type=float, default=600, help="seconds for a case")
     options = parser.parse_args()
     engine = importlib.import_module(f"{options.package}.tools.rehearse")
     load_all()
@@ -137,7 +137,7 @@ def main() -> None:
     cells: dict[tuple[str, str], str] = {}
     for name in options.only or CASES:
         case = CASES[name]
-        answers[name] = rehearse(case, engine)
+        answers[name] = rehearse(case, engine, options.time_limit)
         judged = {target: judge(case, target, answers[name]) for target in TARGETS}
         cells |= {(name, target): cell for target, cell in judged.items()}
         wrong = [
