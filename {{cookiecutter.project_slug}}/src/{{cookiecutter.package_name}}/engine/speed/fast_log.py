@@ -33,7 +33,7 @@ class Known(NamedTuple):
     """A key that was logged before."""
 
     place: Any  # the trainer and its stage
-    options: Any  # of the call, without name, value and batch size
+    asked: Any  # the call's options
     results: Any  # Lightning's _ResultCollection of this stage
     loader: int | None  # of several validation loaders
     result: Any  # Lightning's _ResultMetric, which holds the sums of the key
@@ -56,19 +56,20 @@ class FastLog:
         hook: Any = self.task._current_fx_name
         key = f"{hook}.{name}"
         place = trainer and (trainer, trainer.state.fn, trainer.state.stage)
+        asked = args, options, batch_size is None
         known = self.known.get(key)
         if (
             known is None
             or known.result.has_reset  # at the start of an epoch
             or known.place != place
-            or known.options != (args, options)
+            or known.asked != asked
             or known.loader != known.results.dataloader_idx
             or trainer._logger_connector.should_reset_tensors(hook)
             or (tensor := as_scalar(value, known.result.value)) is None
         ):
             given = options if batch_size is None else {**options, "batch_size": batch_size}
             LightningModule.log(self.task, name, value, *args, **given)
-            self._remember(key, place, (args, options))
+            self._remember(key, place, asked)
             return
         result = known.result
         size = known.results._extract_batch_size(result, batch_size, result.meta)
@@ -77,15 +78,14 @@ class FastLog:
         result._update_count, result._computed = result._update_count + 1, None
         trainer._logger_connector._current_fx = hook
 
-    def _remember(self, key: str, place: Any, options: Any) -> None:
+    def _remember(self, key: str, place: Any, asked: Any) -> None:
         results: Any = place and place[0]._results
         if results is None:
             return
         loader = results.dataloader_idx
         result = results.get(key if loader is None else f"{key}.{loader}")
-        is_usual = result is not None and result.is_tensor and not result.meta.enable_graph
-        if is_usual:
-            self.known[key] = Known(place, options, results, loader, result)
+        if result is not None and result.is_tensor and not result.meta.enable_graph:
+            self.known[key] = Known(place, asked, results, loader, result)
 
 
 def as_scalar(value: Any, like: torch.Tensor) -> torch.Tensor | None:

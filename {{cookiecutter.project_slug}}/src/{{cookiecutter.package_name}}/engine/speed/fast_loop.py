@@ -40,6 +40,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 CHECKED = ("2.6.",)
+BACKWARD = SingleDeviceStrategy.backward  # somebody may replace it
 PRECISIONS = (Precision, HalfPrecision, MixedPrecision)
 TRANSFER_HOOKS = (
     "on_before_batch_transfer",
@@ -167,7 +168,9 @@ class FastLoop(_TrainingEpochLoop):
         if (
             task.automatic_optimization
             and type(data_fetcher) is _PrefetchDataFetcher
+            and trainer.world_size == 1
             and trainer.strategy.model is task
+            and getattr(trainer.strategy.backward, "__func__", None) is BACKWARD
             and not overrides(task, "on_train_batch_start")  # it may end the epoch
         ):
             self._set_hooks(OverriddenHooks(trainer))
