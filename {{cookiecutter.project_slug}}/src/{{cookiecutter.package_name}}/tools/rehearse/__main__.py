@@ -58,7 +58,7 @@ def main() -> None:
         else:
             report.show(verdicts)
             if cfg.memory is None:
-                print("Whether that fits is not looked at: memory=16GB says what a device has.")
+                print("\nMemory was not checked. Add memory=16GB for a device of that size.")
         if not report.succeeds(verdicts):
             sys.exit(1)
 

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..tables import print_table
 from .findings import Finding, Verdict
 
 COLOURS = {"fine": "green", "warning": "yellow", "unknown": "magenta", "fails": "red"}
@@ -28,7 +27,10 @@ def show(verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         word = Text(verdict.verdict, COLOURS.get(verdict.verdict, ""))
         table.add_row(verdict.target, verdict.how, word, verdict.memory.partition(":")[0])
-    print_table(console, table)
+    for line in console.render_lines(table, pad=False):
+        text = Text.assemble(*((part.text, part.style or "") for part in line))
+        text.rstrip()  # Rich fills a line with blanks
+        console.print(text)
     for finding, targets in _together(verdicts):
         head = Text(f"\n{', '.join(targets)}: ").append(finding.kind, COLOURS[finding.severity])
         console.print(head.append(f"  {_place(finding)}".rstrip()), soft_wrap=True)
