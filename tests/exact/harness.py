@@ -157,7 +157,8 @@ def train(
 def outcome(trainer: Any, task: LightningModule, path: Path) -> dict[str, Any]:
     """Return what must not depend on kills, as plain data and tensors."""
     metrics = path / "metrics.csv"
-    rows = list(csv.DictReader(metrics.open(newline=""))) if metrics.is_file() else []
+    writes = trainer.is_global_zero  # another rank may be here before its last row
+    rows = list(csv.DictReader(metrics.open(newline=""))) if writes and metrics.is_file() else []
     keepers = [
         {
             "best": Path(one.best_model_path).name,
@@ -165,7 +166,9 @@ def outcome(trainer: Any, task: LightningModule, path: Path) -> dict[str, Any]:
             "top k": {Path(file).name: score for file, score in one.best_k_models.items()},
             "last": Path(one.last_model_path).name,
             "files": sorted(
-                file.name for file in Path(one.dirpath).glob("*") if "step_0" not in file.name
+                file.name
+                for file in Path(one.dirpath).glob("*")
+                if writes and "step_0" not in file.name
             ),
         }
         for one in trainer.checkpoint_callbacks
@@ -212,39 +215,49 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
+    if isinstance(one, list) and isinstance(other, list):
+        return [f"{where}: {len(one)} != {len(other)} of them"]
     both_nan = one != one and other != other
     return [] if both_nan or one == other else [f"{where}: {one!r} != {other!r}"]
 
 
 def forked(do: Callable[[], Any], out: Path) -> tuple[int, Any]:
     """Call `do` in a fork: return its status and result, or what it printed if it failed."""
+    process = fork(do, out)
+    return joined(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), out)
+
+
+def fork(do: Callable[[], Any], out: Path) -> int:
+    """Start a fork that writes the result of `do` to `out`, and what it prints beside it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    process = os.fork()
-    if not process:
-        status = 1
-        try:
-            printed = os.open(out.with_suffix(".txt"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-            os.dup2(printed, 1)
-            os.dup2(printed, 2)
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-            signal.alarm(TIMEOUT)
-            quiet()
-            result = do()
-            out.write_bytes(pickle.dumps(result))
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    text = out.with_suffix(".txt").read_text()
-    return status, pickle.loads(out.read_bytes()) if status == 0 else text[-3000:]
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        printed = os.open(out.with_suffix(".txt"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        signal.alarm(TIMEOUT)
+        quiet()
+        out.write_bytes(pickle.dumps(do()))
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def joined(status: int, out: Path) -> tuple[int, Any]:
+    if status == 0:
+        return status, pickle.loads(out.read_bytes())
+    return status, out.with_suffix(".txt").read_text()[-3000:]
 
 
 def quiet() -> None:

@@ -70,7 +70,7 @@ class Resume(Callback):
         self.restored: dict[str, Any] | None = None  # until the first batch has started
         self.unvalidated: dict[str, Any] | None = None  # the same, until a validation has started
         self.saving = False
-        self.saved_at, self.saved_step = time.monotonic(), 0
+        self.saved_at, self.saved_step = time.perf_counter(), 0
         self.last_step = -1  # global_step at the start of the batch before
         self.seconds_to_save = ASSUMED_SAVE_SECONDS
         self.seconds_to_validate, self.validation_started = 0.0, 0.0
@@ -129,7 +129,7 @@ class Resume(Callback):
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         self.signals.take_over()
         self.logged = Logged(trainer)
-        self.saved_at = time.monotonic()
+        self.saved_at = time.perf_counter()
         if self.enabled and not IS_CHECKED:
             log.warning(
                 f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this run"
@@ -194,7 +194,7 @@ class Resume(Callback):
         self.logged.end_epoch()
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
-        self.validation_started = time.monotonic()
+        self.validation_started = time.perf_counter()
         if self.unvalidated and not trainer.sanity_checking:
             state.at_validation(trainer, self.unvalidated)
             self.unvalidated = None
@@ -205,7 +205,7 @@ class Resume(Callback):
             self.signals.exit()
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
-        self.seconds_to_validate = time.monotonic() - self.validation_started
+        self.seconds_to_validate = time.perf_counter() - self.validation_started
 
     def _refuse_non_finite(self, trainer: Trainer) -> None:
         """Lightning would train on. A GPU must wait for this, so it is not done at every step."""
@@ -222,7 +222,7 @@ class Resume(Callback):
     def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         if self.every_n_steps is not None:
             return trainer.global_step - self.saved_step >= self.every_n_steps
-        waited = time.monotonic() - self.saved_at
+        waited = time.perf_counter() - self.saved_at
         if waited < self.seconds_to_save / MAX_OVERHEAD:
             return False
         return batch_idx == 0 or waited >= 60 * self.every_n_minutes
@@ -235,7 +235,7 @@ class Resume(Callback):
         """
         if not self.enabled or trainer.global_step == self.saved_step:
             return
-        started = time.monotonic()
+        started = time.perf_counter()
         # A step can spoil the weights after a loss that was finite.
         weights = [
             one.detach() for one in trainer.lightning_module.parameters() if one.requires_grad
@@ -254,7 +254,7 @@ class Resume(Callback):
         if trainer.is_global_zero:
             self.folder.prune()
             self.folder.push()
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        self.saved_at, self.saved_step = time.perf_counter(), trainer.global_step
         self.seconds_to_save = self.saved_at - started
 
     def on_save_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
@@ -337,7 +337,8 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 def ended_loaders(trainer: Trainer) -> dict[int, int]:
     loaders = enumerate(flattened(trainer.train_dataloader))
-    return {index: loader.given for index, loader in loaders if loader.given is not None}
+    ended = {i: loader.given for i, loader in loaders if isinstance(loader, ResumableLoader)}
+    return {index: given for index, given in ended.items() if given is not None}
 
 
 def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
