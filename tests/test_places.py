@@ -114,8 +114,7 @@ def test_an_output_folder_that_cannot_be_is_refused(
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_an_output_folder_inside_the_template_is_refused(tmp_path: Path) -> None:
-    template = copy_template(tmp_path / "template", EXCERPT)
+def test_an_output_folder_inside_the_template_is_refused(template: Path) -> None:
     before = contents(template)
     done = cookiecutter(".", *QUIET, "-o", PROJECT, cwd=template)
     assert_refused(done, "is inside the template")
@@ -135,9 +134,9 @@ def test_a_checkout_with_windows_line_endings_gives_the_same_bytes(tmp_path: Pat
 
 
 def test_a_template_rewritten_with_windows_line_endings_works_too(
-    tmp_path: Path, expected: dict
+    template: Path, tmp_path: Path, expected: dict
 ) -> None:
-    template = copy_template(tmp_path / "template", EXCERPT)
+    template = shutil.copytree(template, tmp_path / "template")
     for path in template.rglob("*"):
         copied = "src" in path.parts or path.suffix == ".yml"  # not rendered
         if path.is_file() and not copied:
