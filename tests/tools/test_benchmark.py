@@ -206,10 +206,10 @@ def test_the_flops_that_a_model_declares_win_over_those_measured() -> None:
 
     def look(loop: Any) -> None:
         loop.task.model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-        loop.one_batch = lambda: torch.ones(16, 4)
+        batch = torch.ones(16, 4)
         loop.training_step = lambda batch, index: loop.task.model(batch).sum()
         expected = 6 * (4 * 8 + 8 * 2) - 2 * 4 * 8  # no gradient of the batch
-        found.append((measured_flops(loop), expected))
+        found.append((measured_flops(loop, batch), expected))
         found.append((declared_flops(loop, "samples"), None))
         loop.task.model.flops_per_sample = lambda: 7
         found.append((declared_flops(loop, "samples"), 7))

@@ -130,13 +130,20 @@ def listings(runs_dir: Path) -> list[Listing]:
     return sorted(found, key=lambda line: line.last_used, reverse=True)
 
 
-def columns(table: Sequence[Sequence[str]]) -> str:
-    """Return lines in which the words of each column stand below each other."""
+def columns(table: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Return lines in which the words of each column stand below each other.
+
+    Args:
+        table: the words, line by line.
+        right: align all columns but the first to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [zip(line, widths, strict=True) for line in table]
-    return "\n".join(
-        "  ".join(word.ljust(width) for word, width in line).rstrip() for line in lines
-    )
+
+    def align(column: int, word: str) -> str:
+        width = widths[column]
+        return word.rjust(width) if right and column else word.ljust(width)
+
+    return "\n".join("  ".join(map(align, range(len(line)), line)).rstrip() for line in table)
 
 
 def show(found: Sequence[Listing]) -> None:

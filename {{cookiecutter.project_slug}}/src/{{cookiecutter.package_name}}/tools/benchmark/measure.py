@@ -162,11 +162,11 @@ def measure(subject: Subject, asked: Any) -> Row:
         UserError: a step takes too long.
     """
     settings, device = subject.settings, subject.device
-    unit, flops = _look(subject)
+    units_per_batch, flops = _look(subject)
     matmul = hardware.matmul_rate(device, hardware.dtype_of(settings.precision))
     if flops is not None and asked.steps == "auto":  # refused before the first step
         accumulate = subject.cfg.trainer.accumulate_grad_batches
-        shortest = flops.each * unit.total * accumulate / matmul
+        shortest = flops.each * units_per_batch * accumulate / matmul
         how_many(asked.steps, asked.rounds, asked.seconds, shortest)
     # What is compiled or loaded once is so in the first steps of all.
     units = work.Units()
@@ -192,7 +192,7 @@ def measure(subject: Subject, asked: Any) -> Row:
             *([1 / timing.seconds for timing in timings] for timings in (project, bare, again))
         ),
         first_step=first.first_step,
-        flops=flops or _measured_flops(subject),
+        flops=flops,
         matmul=matmul,
         peak=hardware.peak(settings.name),
     )
@@ -239,20 +239,16 @@ def play(subject: Subject, rounds: int, warmup: int, steps: int) -> list[Round]:
     return played
 
 
-def _look(subject: Subject) -> tuple[work.Units, work.Flops | None]:
-    """Return the units of a batch, and the FLOPs that the model declares for each."""
+def _look(subject: Subject) -> tuple[int, work.Flops | None]:
+    """Return the units of a batch, and the FLOPs of each."""
     units = work.Units()
     found: list[work.Flops | None] = []
 
     def look(loop: BareLoop) -> None:
-        units.add(loop.one_batch())
-        found.append(work.declared_flops(loop, units.name))
+        batch = loop.one_batch()
+        units.add(batch)
+        flops = work.declared_flops(loop, units.name) or work.measured_flops(loop, batch)
+        found.append(flops)
 
     subject.once(look)
-    return units, found[0]
-
-
-def _measured_flops(subject: Subject) -> work.Flops | None:
-    found: list[work.Flops | None] = []
-    subject.once(lambda loop: found.append(work.measured_flops(loop)))
-    return found[0]
+    return units.total, found[0]

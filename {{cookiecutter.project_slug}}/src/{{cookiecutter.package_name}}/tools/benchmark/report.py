@@ -7,12 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ...engine.device import Hardware
-from ..tables import print_table
+from ..runs import columns
 from .hardware import dtype_of
 from .measure import Comparison, Row, Speed
 
@@ -77,21 +74,15 @@ def machine(probe: Hardware) -> dict[str, Any]:
 
 
 def show(report: Report) -> None:
-    console = Console(highlight=False)
+    """Print a table and some sentences for each device."""
     for row in report.rows:
-        table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
-        table.title = f"{row.settings.accelerator} ({row.settings.name}), {row.precision}"
-        table.add_column("")
-        for heading in (f"{row.unit}/s", "10 to 90%", "ms a step", "10 to 90%", "memory"):
-            table.add_column(heading, justify="right")
-        for name, speed in (("this project", row.project), ("bare loop", row.bare)):
-            table.add_row(name, *_cells(speed))
-        print_table(console, table)
-        for line in remarks(row, report.machine):
-            console.print(Text(f"  {line}"), soft_wrap=True)
-        console.print()
+        print(f"{row.settings.accelerator} ({row.settings.name}), {row.precision}")
+        head = ["", f"{row.unit}/s", "10 to 90%", "ms a step", "10 to 90%", "memory"]
+        loops = (("this project", row.project), ("bare loop", row.bare))
+        print(columns([head, *([name, *_cells(speed)] for name, speed in loops)], right=True))
+        print("\n".join(f"  {line}" for line in remarks(row, report.machine)), end="\n\n")
     for failed in report.unmeasured:
-        console.print(Text(f"{failed.target}: {failed.why}"), soft_wrap=True)
+        print(f"{failed.target}: {failed.why}")
 
 
 def _cells(speed: Speed) -> list[str]:

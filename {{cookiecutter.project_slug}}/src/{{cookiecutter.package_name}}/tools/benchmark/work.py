@@ -53,9 +53,9 @@ def declared_flops(loop: BareLoop, unit: str) -> Flops | None:
     return None
 
 
-def measured_flops(loop: BareLoop) -> Flops | None:
+def measured_flops(loop: BareLoop, batch: Any) -> Flops | None:
     """Return what PyTorch counts in a step, run without torch.compile."""
-    batch, units = loop.one_batch(), Units()
+    units = Units()
     units.add(batch)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         loop.backward_of(batch)
