@@ -1,4 +1,4 @@
-"""Questions to a device: is it done, its clock, its memory, and how fast it could be."""
+"""Wait for a device, and read its clock, its memory and its peak speed."""
 
 import re
 import sys
