@@ -1,5 +1,7 @@
 """Says within seconds that a monitored metric is misspelt, in place of after an epoch."""
 
+from difflib import get_close_matches
+
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
@@ -15,6 +17,6 @@ class Monitors(Callback):
             if not isinstance(callback, EarlyStopping | ModelCheckpoint):
                 continue
             wanted = callback.monitor
-            # A metric that resembles no other may be logged later, or in training.
-            if wanted and wanted not in logged and (hint := did_you_mean(wanted, logged)) != ".":
-                raise UserError(f"monitor={wanted} is not logged{hint}")
+            # Another metric may be logged later, or in training: train/loss resembles val/loss.
+            if wanted and wanted not in logged and get_close_matches(wanted, logged, cutoff=0.8):
+                raise UserError(f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}")
