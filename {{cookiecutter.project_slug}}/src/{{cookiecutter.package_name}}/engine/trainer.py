@@ -80,8 +80,11 @@ def build(run: Run) -> Built:
     datamodule, task = build_data(cfg), build_task(cfg)
     callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
     _log_separately(task, datamodule)
+    options: dict[str, Any] = {"plugins": list(instantiate(cfg.trainer.get("plugins") or []))}
+    if any(isinstance(one, Precision) for one in options["plugins"]):
+        options["precision"] = None  # Lightning takes one of both
     if not run.trains:
-        trainer = instantiate(cfg.trainer, callbacks=callbacks)
+        trainer = instantiate(cfg.trainer, callbacks=callbacks, **options)
         return Built(trainer, task, datamodule)
 
     compiled = run.settings.compiles(sum(p.numel() for p in task.parameters()))
@@ -109,10 +112,10 @@ def build(run: Run) -> Built:
     loggers = sorted(_all(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV))
     if not loggers:  # which LearningRateMonitor refuses
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
-    options: dict[str, Any] = {"default_root_dir": str(run.folder.path)}
-    if not any(isinstance(one, Checkpoint) for one in callbacks):
-        options["enable_checkpointing"] = False  # it would add a ModelCheckpoint of its own
-    options |= {key: cfg.trainer[key] for key in options if key in cfg.trainer}
+    if "default_root_dir" not in cfg.trainer:
+        options["default_root_dir"] = str(run.folder.path)
+    if "enable_checkpointing" not in cfg.trainer:  # it adds a ModelCheckpoint if there is none
+        options["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
     trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers, **options)
     if type(files := trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
         log.warning(f"{type(files).__name__} is not used: a run writes its checkpoints itself.")
@@ -156,6 +159,7 @@ def build_trained(checkpoint: Path, cfg: DictConfig, folder: Path) -> Built:
     """
     run, trained = trained_run(checkpoint, cfg, folder)
     built = build(run)
+    built.trainer.precision_plugin.convert_module(built.task)  # before loading float64
     load_state(built.task, trained, checkpoint)
     seed_everything(run.config.seed, workers=True, verbose=False)  # the same test as in training
     return built
@@ -251,13 +255,13 @@ def test(built: Built, checkpoint: Path | None = None) -> dict[str, float]:
 
 
 def has_loader(stage: str, built: Built) -> bool:
-    """Return whether the datamodule or the task has a `test_dataloader`, `predict_dataloader`, ..."""
+    """Return whether the datamodule or the task has a `test_dataloader`, for the stage `test`."""
     owners = [one for one in (built.datamodule, built.task) if one is not None]
     return any(is_overridden(f"{stage}_dataloader", owner) for owner in owners)
 
 
 def predict_as_lightning(built: Built) -> Any:
-    """Return what `predict_step` gives for the `predict_dataloader`; None if a callback writes it."""
+    """Return what `predict_step` gives for `predict_dataloader`; None if a callback writes it."""
     trainer = built.trainer
     writers = [one for one in trainer.callbacks if isinstance(one, BasePredictionWriter)]  # type: ignore[attr-defined]
     predictions = trainer.predict(built.task, built.datamodule, return_predictions=not writers)
