@@ -1,0 +1,1 @@
+"""Ordinary Lightning code, as its documentation shows it: what a user adds to a project."""
