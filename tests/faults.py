@@ -11,6 +11,7 @@ one. Prints a line of JSON for each fault.
 
 import contextlib
 import csv
+import functools
 import hashlib
 import importlib
 import io
@@ -64,6 +65,33 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "+scheduler.frequency=2",
     ),
 }
+
+
+def users(task: str, data: str, *options: str) -> tuple[str, ...]:
+    """Return the options of a job that has a task and a datamodule of its own, in jobs.py."""
+    return (
+        "task=own",
+        f"task._target_=jobs.{task}",
+        "data=own",
+        f"data._target_=jobs.{data}",
+        *options,
+    )
+
+
+SHIPPED = "lightning.pytorch.callbacks"
+VARIANTS |= {
+    "users_dict": users("DictClassifier", "DictBlobs"),
+    "users_stream": users("Classifier", "StreamedBlobs"),
+    "users_gan": users("GAN", "Blobs"),
+    "users_unfreeze": users("Classifier", "Blobs", "+callbacks.own={_target_: jobs.unfreeze}"),
+    "users_ema": users(
+        "Classifier",
+        "Blobs",
+        f"+callbacks.own={{_target_: {SHIPPED}.EMAWeightAveraging, decay: 0.8}}",
+    ),
+    "users_validations": users("Classifier", "TwoValidations", "monitor=val/loss/dataloader_idx_1"),
+}
+OWN_CONFIGS = Path(__file__).parent / "idioms" / "configs"
 TEXT_SIZE = 100_000  # bytes, about, of the texts in `own_text`
 TINY_GPT = ("model.context=16", "model.width=16", "model.num_layers=1", "model.num_heads=2")
 LANGUAGE: dict[str, tuple[str, ...]] = {
@@ -87,7 +115,11 @@ class Project:
         self.train, self.resume = module("train"), module("engine.resume.callback")
         self.RunFolder = module("engine.run").RunFolder
         starter = module("engine.cli").defaults("train", ())
-        self.task = get_class(starter.task._target_)
+        identity = module("engine.run.identity")
+        identity.essence = functools.cache(identity.essence)  # of the same code in every fork
+        identity.identity(starter)
+        self.get_class = get_class
+        self.task = self.starters_task = get_class(starter.task._target_)
         self.variants, slow = VARIANTS, ("sklearn.datasets", "sklearn.model_selection")
         if self.task.__name__ == "LanguageModelingTask":
             self.variants, slow = LANGUAGE, ("pydoc_data.topics",)
@@ -115,6 +147,7 @@ class Project:
             os.setpgid(0, 0)
             os.chdir(self.folder)
             sys.argv = ["train", f"runs_dir={self.folder}/runs", *SMALL, *options]
+            sys.argv += [f"--config-dir={OWN_CONFIGS}"]
             prepare()
             self.train.main()
             status = 0
@@ -134,6 +167,11 @@ class Project:
     ) -> int:
         """The exit status of a whole command; of a killed one, minus the signal."""
         return os.waitstatus_to_exitcode(os.waitpid(self.start(options, prepare), 0)[1])
+
+    def take(self, options: tuple[str, ...]) -> None:
+        """Let faults happen in the task that these options name."""
+        named = [one.partition("=")[2] for one in options if one.startswith("task._target_=")]
+        self.task = self.get_class(named[-1]) if named else self.starters_task
 
     @property
     def run(self) -> Any:
@@ -494,7 +532,9 @@ def every_checkpoint(project: Project, options: tuple[str, ...], stride: int) ->
 def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     both = found["newest"].keys() & wanted["newest"].keys()
     kinds = [key for key in wanted if key != "newest" and found[key] != wanted[key]]
-    return ", ".join([*kinds, *(name for name in both if found["newest"][name] != wanted["newest"][name])])
+    return ", ".join(
+        [*kinds, *(name for name in both if found["newest"][name] != wanted["newest"][name])]
+    )
 
 
 def outcomes_of(
@@ -536,8 +576,9 @@ def main() -> None:
     where = project.folder
     write_texts(where / "texts")
     for variant in variants.split(","):
-        named = [option.format(folder=where) for option in project.variants[variant]]
+        named = [option.replace("{folder}", str(where)) for option in project.variants[variant]]
         options = (*named, *overrides)
+        project.take(options)
         project.folder = cleared(where / "undisturbed")
         started = time.monotonic()
         status = project.train_once(options)
