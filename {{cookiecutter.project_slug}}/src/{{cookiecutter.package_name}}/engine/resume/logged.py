@@ -63,7 +63,8 @@ class Logged:
                 setattr(metric, key, value)
             write(metric, "_update_count", count)
         for name, (value, prog_bar) in state["steps"].items():
-            self.task.log(name, value, prog_bar=prog_bar, on_step=True, on_epoch=False)
+            options = {"on_step": True, "on_epoch": False, "batch_size": 1}
+            self.task.log(name, value, prog_bar=prog_bar, **options)
         self.pending = dict(state["sums"])
         if self.pending:
             self.results.log = self._log
