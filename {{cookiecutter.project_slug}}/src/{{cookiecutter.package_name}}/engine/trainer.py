@@ -79,7 +79,7 @@ def build(run: Run) -> Built:
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
     datamodule, task = build_data(cfg), build_task(cfg)
     callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
-    _log_separately(task, datamodule)
+    log_separately(task, datamodule)
     options: dict[str, Any] = {"plugins": list(instantiate(cfg.trainer.get("plugins") or []))}
     if any(isinstance(one, Precision) for one in options["plugins"]):
         options["precision"] = None  # Lightning takes one of both
@@ -126,7 +126,7 @@ def build(run: Run) -> Built:
     return Built(trainer, task, datamodule, start, compiled)
 
 
-def _log_separately(task: LightningModule, datamodule: LightningDataModule | None) -> None:
+def log_separately(task: LightningModule, datamodule: LightningDataModule | None) -> None:
     """Let task and datamodule have a hyper-parameter of the same name, such as `seed`.
 
     Lightning gives loggers those of both in one dict, and refuses two values of one name.

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ...engine import device
 from ...engine.speed.fused import FusedOptimizers
-from ...engine.trainer import build_data, build_task
+from ...engine.trainer import build_data, build_task, log_separately
 from .findings import Verdict
 from .parity import compare
 from .policy import settings_for
@@ -27,12 +27,16 @@ class Experiment:
         want = replace(self.want, accelerator=target, require_accelerator=None)
         resolved = device.apply(self.cfg, settings_for(target, want)[0])
 
+        datamodule = build_data(resolved)
+
         def build() -> LightningModule:
-            return build_task(resolved)
+            task = build_task(resolved)
+            log_separately(task, datamodule)
+            return task
 
         rehearser = Rehearser(
             build,
-            build_data(resolved),
+            datamodule,
             trainer=self.cfg.trainer,
             callbacks=[FusedOptimizers()],
             accept=self.cfg.rehearse.accept,
