@@ -117,10 +117,8 @@ class MinSize(Named):
     mode = "min_size"
 
 
-class Sequential(Named):
-    """One loader after the other; also in validation."""
-
-    mode = "sequential"
+class Sequential(Points):
+    """In validation, one loader after the other."""
 
     def val_dataloader(self) -> Any:
         return CombinedLoader([self.loader(self.val), self.loader(self.test)], "sequential")

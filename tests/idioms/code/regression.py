@@ -110,7 +110,8 @@ class Zipped(Regression):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        self.log("val/loss", self.loss(batch), add_dataloader_idx=False)
+        name = "val/other" if dataloader_idx else "val/loss"
+        self.log(name, self.loss(batch), add_dataloader_idx=False)
 
 
 class Metrics(Regression):
