@@ -1,63 +1,68 @@
-"""What the tests share: configs by their files, devices by a real operation on them, one run."""
+"""What the tests share. They find experiments by their files: a new one needs no change here."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import {{ cookiecutter.starter | replace('-', '_') }} as starter
+import lightning as L
 import pytest
+import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }} import device, train
-from {{ cookiecutter.package_name }}.run import Run
+from {{ cookiecutter.package_name }}.engine import device
 
 CONFIGS = Path(package.__file__).parent / "configs"
-PROBE = device.probe()
-QUICK = [f"{key}={value}" for key, value in starter.TINY.items()]  # as it is typed
-DEVICES = ["cpu"] + ["mps"] * bool(PROBE.mps) + ["cuda"] * bool(PROBE.cuda)
-
-Compose = Callable[..., DictConfig]
+LARGE = 10_000_000  # parameters of a model that is composed and rehearsed, and not trained here
 
 
 def names(group: str) -> list[str]:
-    """The files of a config group: a new one is tested without a change here."""
+    """Return the files of a config group."""
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
-def compose_config(name: str, *overrides: str) -> DictConfig:
-    """The config of `name` as the command line composes it."""
+EXPERIMENTS = ["default", *names("experiment")]
+
+
+def compose_config(command: str, *overrides: str) -> DictConfig:
+    """Compose the config of a command as the command line does."""
     with initialize_config_module(f"{package.__name__}.configs", version_base="1.3"):
-        return compose(name, list(overrides))
+        return compose(command, list(overrides))
 
 
-def quick(*overrides: str, command: str = "train") -> DictConfig:
-    """A config, made small where an override does not say otherwise and a part can be."""
-    cfg = compose_config(command, *overrides)
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    for key, value in starter.TINY.items():
-        group, _, setting = key.partition(".")
-        if key not in given and setting in cfg[group]:
-            OmegaConf.update(cfg, key, value)
-    return cfg
+def chosen(experiment: str) -> list[str]:
+    return [] if experiment == "default" else [f"experiment={experiment}"]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Compose:
-    """A train config whose run is quick, and goes to a temporary folder."""
-    return lambda *overrides: quick(f"runs_dir={tmp_path.as_posix()}/runs", *overrides)
+def quick(experiment: str, folder: Path, *overrides: str) -> DictConfig:
+    """Compose an experiment as a run of two epochs of four batches, in a folder of its own."""
+    short = (
+        *("trainer.max_epochs=2", "trainer.max_steps=-1", "trainer.log_every_n_steps=1"),
+        *(f"trainer.limit_{part}_batches=1" for part in ("val", "test")),
+        *("trainer.limit_train_batches=4", "trainer.val_check_interval=1.0"),
+        *(f"runs_dir={folder.as_posix()}", "save.every_n_steps=1", "show=progress"),
+    )
+    return compose_config("train", *chosen(experiment), *short, *overrides)
 
 
-@pytest.fixture(params=DEVICES)
-def accelerator(request: pytest.FixtureRequest) -> str:
+def settled(cfg: DictConfig) -> DictConfig:
+    """Answer every `auto`, as each command does before it builds anything."""
+    return device.apply(cfg, device.resolve(device.requested(cfg), device.probe()))
+
+
+def why_not(experiment: str) -> str | None:
+    """Say why it is not trained here: it is large, or its YAML says `tests: {skip: "why"}`."""
+    cfg = compose_config("train", *chosen(experiment))
+    with torch.device("meta"):  # which takes no memory
+        task: L.LightningModule = instantiate(cfg.task, _convert_="partial")
+    size = sum(parameter.numel() for parameter in task.parameters())
+    too_large = f"{size:,} parameters are too many for a test" if size >= LARGE else None
+    return cfg.tests.skip or too_large
+
+
+@pytest.fixture(scope="module", params=EXPERIMENTS)
+def experiment(request: pytest.FixtureRequest) -> str:
+    """Each experiment that is trained here."""
+    if reason := why_not(request.param):
+        pytest.skip(reason)
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, float]]:
-    """A finished run of two epochs, and the metrics that train() gave back."""
-    runs = tmp_path_factory.mktemp("runs")
-    whole = ("trainer.max_epochs=2", "trainer.limit_test_batches=1.0")
-    cfg = quick(f"runs_dir={runs.as_posix()}", *whole)
-    metrics = train.train(cfg)
-    return Run.of(cfg), metrics

@@ -1,109 +1,86 @@
-"""The handwritten digits, as the models are fed with them."""
+"""The handwritten digits as the models are fed with them, and pictures of your own."""
 
-from types import SimpleNamespace
+import csv
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import Compose
+from PIL import Image
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shift
-from {{ cookiecutter.package_name }}.errors import UserError
-from {{ cookiecutter.package_name }}.train import train
+from {{ cookiecutter.package_name }}.data.images import read_images
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
-@pytest.fixture
-def digits() -> DigitsDataModule:
-    datamodule = DigitsDataModule(batch_size=32)
+def digits(**settings: Any) -> DigitsDataModule:
+    datamodule = DigitsDataModule(**{"batch_size": 32, **settings})
     datamodule.setup("fit")
     return datamodule
 
 
-def test_the_splits_are_whole_disjoint_and_stratified(digits: DigitsDataModule) -> None:
-    sizes = {split: len(data) for split, data in digits.splits.items()}
+def test_the_splits_are_whole_disjoint_and_stratified() -> None:
+    splits = digits().splits
+    sizes = {split: len(data) for split, data in splits.items()}
     assert sizes == {"train": 1167, "val": 270, "test": 360}
-    images = torch.cat([digits.splits[split].tensors[0].flatten(1) for split in sizes])
+    images = torch.cat([data.tensors[0].flatten(1) for data in splits.values()])
     assert len(images.unique(dim=0)) == 1797
-    for split in sizes:
-        shares = digits.splits[split].tensors[1].bincount() / sizes[split]
+    for data in splits.values():
+        shares = data.tensors[1].bincount() / len(data)
         assert shares == pytest.approx(torch.full((10,), 0.1), abs=0.012)
 
 
-def test_folds_share_the_test_split_and_validate_each_other_sample_once(
-    digits: DigitsDataModule,
-) -> None:
-    folds = [DigitsDataModule(batch_size=32, num_folds=5, fold=fold) for fold in range(5)]
-    for fold in folds:
-        fold.setup("fit")
-        sizes = [len(fold.splits[split]) for split in ("train", "val", "test")]
-        assert sum(sizes) == 1797
-        assert abs(sizes[1] - sizes[0] / 4) <= 2
-        assert torch.equal(fold.splits["test"].tensors[0], digits.splits["test"].tensors[0])
-        both = torch.cat([fold.splits[split].tensors[0] for split in ("train", "val", "test")])
-        assert len(both.unique(dim=0)) == 1797
-        share = fold.splits["val"].tensors[1].bincount() / sizes[1]
-        assert share == pytest.approx(torch.full((10,), 0.1), abs=0.02)
-    validated = torch.cat([fold.splits["val"].tensors[0] for fold in folds])
+def test_folds_share_the_test_split_and_validate_each_other_sample_once() -> None:
+    folds = [digits(num_folds=5, fold=fold).splits for fold in range(5)]
+    test = digits().splits["test"].tensors[0]
+    assert all(torch.equal(fold["test"].tensors[0], test) for fold in folds)
+    validated = torch.cat([fold["val"].tensors[0] for fold in folds])
     assert len(validated.unique(dim=0)) == len(validated) == 1797 - 360
 
 
-def test_images_are_float32_from_0_to_1_and_targets_int64(digits: DigitsDataModule) -> None:
-    inputs, targets = next(iter(digits.train_dataloader()))
-    assert inputs.shape == (32, 1, 8, 8)
-    assert inputs.dtype == torch.float32
-    assert inputs.min() == 0
-    assert inputs.max() == 1
-    assert targets.shape == (32,)
-    assert targets.dtype == torch.int64
+def test_images_are_float32_from_0_to_1_and_targets_int64() -> None:
+    inputs, targets = next(iter(digits().train_dataloader()))
+    assert (inputs.shape, inputs.dtype) == ((32, 1, 8, 8), torch.float32)
+    assert (inputs.min(), inputs.max()) == (0, 1)
+    assert (targets.shape, targets.dtype) == ((32,), torch.int64)
 
 
 def test_shift_moves_each_image_by_at_most_one_pixel() -> None:
     images = torch.zeros(200, 1, 8, 8)
     images[:, :, 4, 4] = 1
     moved = shift(images)
-    assert moved.shape == images.shape
     assert torch.all(moved.sum((1, 2, 3)) == 1)
     rows, columns = moved[:, 0].nonzero()[:, 1:].T
     assert set(rows.tolist()) == set(columns.tolist()) == {3, 4, 5}
 
 
-def test_shift_keeps_the_channels_apart() -> None:
-    images = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)]).expand(5, 2, 8, 8)
-    assert torch.all(shift(images)[:, 0] == 0)
-    assert torch.all(shift(images)[:, 1, 1:-1, 1:-1] == 1)
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 2000}, {"test_size": 0.9}])
+def test_impossible_settings_are_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        digits(**wrong)
+
+
+def test_pictures_of_any_size_are_read_and_their_classes_written(tmp_path: Path) -> None:
+    datamodule = digits()
+    pixels = (datamodule.splits["train"].tensors[0][:3, 0].numpy() * 255).astype("uint8")
+    for index, image in enumerate(pixels):
+        large = Image.fromarray(image).resize((80, 80), Image.Resampling.NEAREST)
+        large.save(tmp_path / f"{index}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    ((inputs,),) = datamodule.read_inputs(str(tmp_path))
+    assert torch.allclose(inputs[:, 0] * 255, torch.from_numpy(pixels).float(), atol=1)
+    datamodule.write_predictions([torch.eye(10)[:3]], tmp_path / "predictions.csv")
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = [(row["input"], row["class"]) for row in csv.DictReader(file)]
+    assert rows == [("0.png", "0"), ("1.png", "1"), ("2.png", "2")]
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"batch_size": 0},
-        {"batch_size": 2000},
-        {"batch_size": 8, "test_size": 0.9},
-        {"batch_size": 8, "num_folds": 5, "fold": 5},
-    ],
+    ("array", "says"),
+    [(np.zeros((2, 9, 9)), r"takes \(N, 8, 8\)"), (np.full((2, 8, 8), 16.0), "outside 0 to 1")],
 )
-def test_impossible_settings_are_refused_in_a_sentence(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError):
-        DigitsDataModule(**wrong).setup("fit")
-
-
-def test_data_on_the_device_give_the_same_run_on_each_device(
-    config: Compose, accelerator: str
-) -> None:
-    def losses(on_device: str) -> dict[str, float]:
-        overrides = (f"trainer.accelerator={accelerator}", "trainer.max_epochs=1", "resume=never")
-        return train(config(*overrides, f"data.on_device={on_device}", "data.num_workers=0"))
-
-    assert losses("true") == losses("false")
-
-
-def test_data_on_the_device_are_moved_there() -> None:
-    """To `meta`, which every machine has, and where an index left on the CPU would fail."""
-    datamodule = DigitsDataModule(batch_size=32, on_device=True, pin_memory=True)
-    strategy = SimpleNamespace(root_device=torch.device("meta"))
-    datamodule.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
-    datamodule.setup("fit")
-    loader = datamodule.train_dataloader()
-    inputs, targets = next(iter(loader))
-    assert (inputs.device.type, targets.device.type) == ("meta", "meta")
-    assert inputs.shape == (32, 1, 8, 8)
-    assert loader.dataset.tensors[0].device.type == "meta"  # type: ignore[attr-defined]
+def test_an_array_that_does_not_fit_is_refused(tmp_path: Path, array: Any, says: str) -> None:
+    np.save(tmp_path / "array.npy", array)
+    with pytest.raises(UserError, match=says):
+        read_images(tmp_path / "array.npy", (1, 8, 8))
