@@ -24,11 +24,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     trained, checkpoint = find(cfg.run, cfg.runs_dir)  # says at once if there is none
 
-    from .engine.trainer import build_trained, test
+    from .engine.trainer import build_trained, compute_test_metrics
 
     folder = trained.path / "evaluate"
     folder.mkdir(exist_ok=True)
-    metrics = test(build_trained(checkpoint, cfg, folder))
+    metrics = compute_test_metrics(build_trained(checkpoint, cfg, folder))
     write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), **metrics})
     return metrics
 

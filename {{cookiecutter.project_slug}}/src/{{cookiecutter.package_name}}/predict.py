@@ -54,8 +54,8 @@ def predict(cfg: DictConfig) -> Path:
     for method in ("read_inputs", "write_predictions"):
         if not hasattr(datamodule, method):
             raise UserError(
-                f"{type(datamodule).__name__} has no {method}, which input=... needs. The datamodule"
-                " of this project's starter shows one; with a predict_dataloader, leave input out."
+                f"{type(datamodule).__name__} has no {method}, which input=... needs. The"
+                " datamodule of this project's starter shows one; with a predict_dataloader, leave input out."
             )
     inputs = datamodule.read_inputs(str(cfg.input))  # an ordinary DataLoader
     with float32(trainer):

@@ -37,14 +37,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         return run.launch()
 
     # Imported here, so that `--help` and mistakes on the command line answer at once.
-    from .engine.trainer import build, fit, summary, test
+    from .engine.trainer import build, compute_test_metrics, fit, summary
 
     with run.training():  # the folder is locked, signals are caught
         run.start()
         built = build(run)
         run.describe(built.task, compiled=built.compiled, resume_from=built.resume_from)
         best = fit(run, built)
-        metrics = summary(built.trainer) | test(built, best)
+        metrics = summary(built.trainer) | compute_test_metrics(built, best)
         run.finish(metrics, best)
     return metrics
 

@@ -233,7 +233,7 @@ def summary(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
-def test(built: Built, checkpoint: Path | None = None) -> dict[str, float]:
+def compute_test_metrics(built: Built, checkpoint: Path | None = None) -> dict[str, float]:
     """Return the test metrics, computed in float32 so that every device gives the same.
 
     Args:
@@ -270,7 +270,7 @@ def predict_as_lightning(built: Built) -> Any:
 
 @contextlib.contextmanager
 def float32(trainer: Trainer) -> Iterator[None]:
-    """Compute in float32, without autocast, TF32 and torch.compile, whatever trained the weights."""
+    """Compute in float32, without autocast, TF32 and torch.compile, however it was trained."""
     precision = trainer.strategy.precision_plugin
     if isinstance(precision, MixedPrecision):
         trainer.strategy.precision_plugin = Precision()

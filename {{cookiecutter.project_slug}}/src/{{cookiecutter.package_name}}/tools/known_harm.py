@@ -1,7 +1,7 @@
 """What versions and settings are known to do harm: data, each row with its source.
 
-`doctor` reports the versions that are installed, `rehearse` the operators that a program calls. This
-file imports nothing but Python, since doctor runs where nothing is installed.
+`doctor` reports the versions that are installed, `rehearse` the operators that a program calls.
+This file imports nothing but Python, since doctor runs where nothing is installed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from rich.progress import ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
-
 log = logging.getLogger(__name__)
 
 

@@ -14,14 +14,15 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 
 from ..errors import UserError
 from ..parallel.consensus import Agreement
 from . import state
+from .due import is_last_step, validation_follows
 from .internals import CHECKED, IS_CHECKED, read, write
-from .loaders import ResumableLoader, flattened
+from .loaders import ResumableLoader, ended_loaders
 from .logged import Logged
+from .made_on import compare, made_on
 from .position import Position
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Resume(Callback):
             checkpoint: dict[str, Any], path: Any, storage_options: Any = None
         ) -> None:
             if "optimizer_states" not in checkpoint:
-                use_averaged_weights(trainer, checkpoint)
+                state.use_averaged_weights(trainer, checkpoint)
             type(strategy).save_checkpoint(strategy, checkpoint, path, storage_options)
 
         vars(strategy).update(
@@ -110,12 +111,13 @@ class Resume(Callback):
         saved = checkpoint.get("resume")
         if saved is None or trainer.state.fn != "fit":
             return
-        self._compare(trainer, saved["made_on"])
+        here = made_on(trainer, self.device_name)
+        compare(saved["made_on"], here, same_run=self.same_run)
         self.restored = self.unvalidated = saved
         self.position.resume_at, self.position.ended = tuple(saved["at"]), saved["ended"]
         if self.same_run:
             trainer.should_stop = saved["should_stop"]
-        state.before_setup(trainer, checkpoint, saved)
+        state.before_setup(trainer, saved)
         state.move_keepers(trainer, checkpoint, same_run=self.same_run)
 
     def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
@@ -132,8 +134,8 @@ class Resume(Callback):
         self.saved_at = time.perf_counter()
         if self.enabled and not IS_CHECKED:
             log.warning(
-                f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this run"
-                " saves and resumes at the start of an epoch only."
+                f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this"
+                " run saves and resumes at the start of an epoch only."
             )
 
     def teardown(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
@@ -162,14 +164,15 @@ class Resume(Callback):
     def _between_steps(self, trainer: Trainer, batch_idx: int, steps: int) -> None:
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._refuse_non_finite(trainer)
+        several = trainer.world_size > 1
         last = is_last_step(trainer, batch_idx, steps)
         due = last or self._is_due(trainer, batch_idx)
         stopped = self.signals.received is not None
-        validates = validation_follows(trainer, batch_idx)
-        long = validates and self.seconds_to_validate > max(
-            LONG_VALIDATION_SECONDS, self.seconds_to_save / MAX_OVERHEAD
-        )
-        if trainer.world_size > 1:
+        shortest = max(LONG_VALIDATION_SECONDS, self.seconds_to_save / MAX_OVERHEAD)
+        long = self.seconds_to_validate > shortest
+        validates = (long or several) and validation_follows(trainer, batch_idx)
+        long = long and validates
+        if several:
             # Steps are the same in all ranks; seconds and signals are not.
             known = last or validates or batch_idx == 0 or (due and self.every_n_steps is not None)
             if known or self.agreement.is_time():
@@ -267,7 +270,7 @@ class Resume(Callback):
             "at": [self.position.epoch, self.position.batch],
             "ended": ended_loaders(trainer),
             "logged": logged,
-            "made_on": self._made_on(trainer),
+            "made_on": made_on(trainer, self.device_name),
         }
 
     def _restore(self, trainer: Trainer, saved: dict[str, Any]) -> None:
@@ -278,76 +281,3 @@ class Resume(Callback):
             state.of_the_same_run(trainer, saved, run, own)
             self.saved_step = trainer.global_step
         self.logged.restore(saved["logged"][trainer.global_rank % len(saved["logged"])])
-
-    # Where the same bits cannot be promised.
-
-    def _made_on(self, trainer: Trainer) -> dict[str, Any]:
-        return {
-            "devices": trainer.world_size,
-            "strategy": type(trainer.strategy).__name__,
-            "accelerator": trainer.strategy.root_device.type,
-            "device": self.device_name,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
-
-    def _compare(self, trainer: Trainer, saved: dict[str, Any]) -> None:
-        here = self._made_on(trainer)
-        if saved["devices"] != here["devices"] and self.same_run:
-            raise UserError(
-                f"This run has {saved['devices']} devices, not {here['devices']}: take"
-                f" trainer.devices={saved['devices']}, or resume=never to start a new run, or"
-                " ckpt_path=CHECKPOINT to resume all the same."
-            )
-        if here["accelerator"] != "cpu":
-            del here["threads"]  # they compute nothing
-        other = [what for what in here if saved.get(what, here[what]) != here[what]]
-        if other:
-            was, now = (", ".join(f"{what} {of[what]}" for what in other) for of in (saved, here))
-            hint = f" (OMP_NUM_THREADS={saved['threads']} would)" if other == ["threads"] else ""
-            log.warning(f"Saved with {was}; with {now} it resumes, but not bit for bit{hint}.")
-
-
-def is_last_step(trainer: Trainer, batch_idx: int, steps: int) -> bool:
-    """Whether training is known to end with the optimizer step that starts now.
-
-    A checkpoint is taken here, so that a run which is given more epochs or steps resumes here.
-
-    Args:
-        steps: of a batch; by hand, these may be several.
-    """
-    if 0 <= trainer.max_steps <= trainer.global_step + steps:
-        return True
-    window = trainer.accumulate_grad_batches
-    last_batch = trainer.is_last_batch or batch_idx + window >= trainer.num_training_batches
-    return last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-
-
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the batch, or the accumulation that starts with it, is followed by a validation."""
-    epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
-    if not trainer.enable_validation or (epochs and (trainer.current_epoch + 1) % epochs):
-        return False
-    if not isinstance(every, int):  # at an unknown end of the epoch, or after so many minutes
-        return trainer.is_last_batch
-    progress = read(trainer.fit_loop.epoch_loop, "batch_progress")
-    batch = batch_idx if epochs or progress is None else progress.total.ready - 1
-    return (batch + trainer.accumulate_grad_batches) // every > batch // every
-
-
-def ended_loaders(trainer: Trainer) -> dict[int, int]:
-    loaders = enumerate(flattened(trainer.train_dataloader))
-    ended = {i: loader.given for i, loader in loaders if isinstance(loader, ResumableLoader)}
-    return {index: given for index, given in ended.items() if given is not None}
-
-
-def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put the averaged weights, which were validated, into a checkpoint of the weights alone.
-
-    Lightning does this for full checkpoints only, in the same hook.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):
-            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
-            checkpoint.pop("current_model_state", None)
-            checkpoint.pop("averaging_state", None)

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class CheckpointIO(TorchCheckpointIO):
     """Lightning's, with whole files, and a warning in place of an end when the disk is full.
 
-    Weights without the optimizer, such as the best, are kept in memory until they can be written: no
-    later file takes their place. A checkpoint to resume from is not, since a newer one will.
+    Weights without the optimizer, such as the best, are kept in memory until they can be written:
+    no later file takes their place. A checkpoint to resume from is not, since a newer one will.
 
     Args:
         config: the run's, as plain data; every file gets it under the key `run`.

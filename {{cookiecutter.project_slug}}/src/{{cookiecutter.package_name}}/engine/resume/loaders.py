@@ -9,36 +9,27 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    Subset,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from .position import GENERATORS, Position, number, seed_all, seed_one
+from .tensor_rows import identity_collate, tensor_rows
 
 CPU = torch.device("cpu")
-GPU_SHARE = 0.1  # of its free memory, up to which a TensorDataset is kept on the GPU
 
 
 class ResumableLoader:
-    """A loader of the user's while `fit` runs; the user's own object is left as it is.
+    """Stands for a user's loader while `fit` runs; the user's own object is not changed.
 
     `trainer.train_dataloader` is one of these. It has the batches, the length and the attributes
-    (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`; it is no
-    instance of DataLoader, for which Lightning would warn of too few workers.
+    (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`. It is not an
+    instance of DataLoader: Lightning would warn that it has too few workers.
 
     Args:
         loader: a DataLoader, or anything else that can be iterated.
@@ -50,11 +41,14 @@ class ResumableLoader:
         self.loader, self.trainer, self.position = loader, trainer, position
         self.num_workers: int = getattr(loader, "num_workers", 0)
         self.on_cuda = trainer.strategy.root_device.type == "cuda"
+        # The present pass over the data: its place, the batches to skip, and its length at its end.
+        self.place: tuple[Any, ...] = ()
+        self.skip = self.length = 0
+        # When the last pass has ended: the epoch, the batches that were given in it, and how many
+        # the next pass must skip because of a resume.
         self.epoch = -1
-        self.given: int | None = None  # batches of this epoch when the last pass ended, if it has
-        self.rest: int | None = None  # batches that the next pass must skip, if a resume wants so
-        self.place: tuple[Any, ...] = ()  # of the present pass
-        self.skip = self.length = 0  # batches of the pass to leave out, and all of them once known
+        self.given: int | None = None
+        self.rest: int | None = None
         samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
         held = [v for owner in (loader, *samplers) for v in getattr(owner, "__dict__", {}).values()]
         self.generators = [value for value in held if isinstance(value, GENERATORS)]
@@ -77,8 +71,9 @@ class ResumableLoader:
                 self.in_memory = True
         else:  # The random numbers of a persistent worker would go on from epoch to epoch.
             changed["persistent_workers"] = False
-        reloads = self.trainer.reload_dataloaders_every_n_epochs and loader.persistent_workers
-        if self.on_cuda and self.num_workers and not reloads:  # pytorch/pytorch issue 91252
+        every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        unstable = every and loader.persistent_workers  # pytorch/pytorch issue 91252
+        if self.on_cuda and self.num_workers and not unstable:
             changed["pin_memory"] = True
         return seeded
 
@@ -106,9 +101,8 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         """A generator, so nothing happens before the first batch: Lightning calls iter() twice."""
         place, begun, skip = self._start()
-        if (
-            self.given is not None
-        ):  # It had ended before the checkpoint: CombinedLoader sees it end.
+        if self.given is not None:
+            # It had ended before the checkpoint was taken, and CombinedLoader must see it end.
             if skip == self.given:
                 device, rank = self.trainer.strategy.root_device, self.trainer.global_rank
                 seed_all(device, *place, begun, skip, rank, "step")
@@ -122,7 +116,7 @@ class ResumableLoader:
             if not 0 < self.length <= skip:
                 self.given = begun
                 return
-            skip -= self.length  # the pass had ended before the checkpoint
+            skip -= self.length  # this pass had ended before the checkpoint was taken
             if not begins_again:
                 self.given, self.rest = begun, skip
                 return
@@ -170,6 +164,13 @@ class ResumableLoader:
                 return
             # Lightning copies to the GPU without waiting for it, if the memory is pinned.
             yield batch, pinned(data) if self.on_cuda and not self.num_workers else data
+
+
+def ended_loaders(trainer: Trainer) -> dict[int, int]:
+    """Return how many batches each training loader has given that has ended, by index."""
+    loaders = enumerate(flattened(trainer.train_dataloader))
+    ended = {i: loader.given for i, loader in loaders if isinstance(loader, ResumableLoader)}
+    return {index: given for index, given in ended.items() if given is not None}
 
 
 def flattened(loaders: Any) -> list[Any]:
@@ -228,57 +229,6 @@ class SeededIndices:
 def unpickle_indices(indices: Any, place: tuple[Any, ...]) -> Any:
     seed_all(CPU, *place)
     return indices
-
-
-class TensorRows(Dataset[Any]):
-    """Rows of tensors, fetched a whole batch at a time: a DataLoader asks for `__getitems__`.
-
-    Fetching and collating single samples is most of the time of a small job.
-    """
-
-    def __init__(self, tensors: list[Tensor], rows: Tensor | None) -> None:
-        self.tensors, self.rows = tensors, rows
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        chosen = torch.from_numpy(np.array(indices))  # a fifth of the time of torch.tensor
-        if self.rows is not None:
-            chosen = self.rows[chosen]
-        chosen = chosen.to(self.tensors[0].device)
-        return [tensor.index_select(0, chosen) for tensor in self.tensors]
-
-
-def identity_collate(batch: list[Tensor]) -> list[Tensor]:
-    return batch
-
-
-def tensor_rows(loader: "DataLoader[Any]", trainer: Trainer) -> TensorRows | None:
-    """Return the rows of a TensorDataset or a Subset of one, or None for all other data."""
-    dataset, rows = loader.dataset, None
-    while type(dataset) is Subset:
-        chosen = torch.as_tensor(list(dataset.indices))
-        dataset, rows = dataset.dataset, chosen if rows is None else chosen[rows]
-    if type(dataset) is not TensorDataset or loader.collate_fn is not default_collate:
-        return None
-    tensors = list(dataset.tensors)
-    if loader.num_workers or loader.batch_sampler is None:
-        return None
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        return None  # a batch would have another memory format
-    device = trainer.strategy.root_device
-    if device.type == "cuda" and not _transfers_itself(trainer):
-        size = sum(tensor.nbytes // len(tensor) for tensor in tensors) * len(loader.dataset)
-        if size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
-            if rows is not None:
-                tensors, rows = [tensor[rows] for tensor in tensors], None
-            tensors = [tensor.to(device) for tensor in tensors]
-    return TensorRows(tensors, rows)
-
-
-def _transfers_itself(trainer: Trainer) -> bool:
-    """Whether the task or datamodule has hooks that expect a batch in the CPU's memory."""
-    hooks = ("on_before_batch_transfer", "transfer_batch_to_device")
-    owners = (trainer.lightning_module, trainer.datamodule)
-    return any(owner and is_overridden(hook, owner) for hook in hooks for owner in owners)
 
 
 def pinned(batch: Any) -> Any:

@@ -63,8 +63,10 @@ class Logged:
                 setattr(metric, key, value)
             write(metric, "_update_count", count)
         for name, (value, prog_bar) in state["steps"].items():
-            options = {"on_step": True, "on_epoch": False, "batch_size": 1}
-            self.task.log(name, value, prog_bar=prog_bar, **options)
+            # With a batch size, since training_step(dataloader_iter) has no batch here.
+            self.task.log(
+                name, value, prog_bar=prog_bar, on_step=True, on_epoch=False, batch_size=1
+            )
         self.pending = dict(state["sums"])
         if self.pending:
             self.results.log = self._log

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.utilities.parsing import (
     lightning_getattr,
@@ -59,12 +60,12 @@ def gather(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def before_setup(trainer: Trainer, checkpoint: dict[str, Any], saved: dict[str, Any]) -> None:
+def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Put back what must stand before loaders and optimizers are made."""
     task = trainer.lightning_module
     for name, value in saved["found"].items():
         lightning_setattr(task, name, value)
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             # It would search again, from the weights of the resume.
             vars(callback)["on_fit_start"] = lambda *_: None
@@ -87,9 +88,9 @@ def at_first_batch(trainer: Trainer, saved: dict[str, Any]) -> None:
         progress.total.ready -= 1
     write(fit_loop.epoch_loop, "_batches_that_stepped", saved["steps_logged"])
     write(fit_loop, "_last_train_dl_reload_epoch", saved["reloaded"])
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging):
-            # It sets itself up at the start of an epoch, which is not repeated. It has one optimizer.
+            # It sets itself up at the start of an epoch, which is over; it has one optimizer.
             state = copy.deepcopy(trainer.optimizers[0].state_dict())
             callback.on_train_epoch_start(trainer, task)
             trainer.optimizers[0].load_state_dict(state)
@@ -128,10 +129,8 @@ def of_the_same_run(trainer: Trainer, saved: dict[str, Any], folder: Path, own: 
 
 def at_validation(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Put back, at the start of the first validation, what Lightning resets before it."""
-    val_loop, every = (
-        trainer.fit_loop.epoch_loop.val_loop,
-        trainer.reload_dataloaders_every_n_epochs,
-    )
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     if every and trainer.current_epoch - saved["validation_reloaded"] >= every:
         write(val_loop, "_last_val_dl_reload_epoch", trainer.current_epoch)
     else:
@@ -183,3 +182,15 @@ def _found_by_search(trainer: Trainer) -> list[str]:
         elif isinstance(callback, BatchSizeFinder):
             names += [read(callback, "_batch_arg_name") or ""]
     return [name for name in names if name and lightning_hasattr(trainer.lightning_module, name)]
+
+
+def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Put the averaged weights, which were validated, into a checkpoint of the weights alone.
+
+    Lightning does this for full checkpoints only, in the same hook.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            checkpoint.pop("current_model_state", None)
+            checkpoint.pop("averaging_state", None)

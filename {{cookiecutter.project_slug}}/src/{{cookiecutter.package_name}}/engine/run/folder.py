@@ -182,7 +182,7 @@ class RunFolder:
                     self.path.rmdir()
 
     def is_live(self) -> bool:
-        """Return whether a process trains in the folder now, here or on a machine that shares it."""
+        """Return whether a process trains in the folder now, here or where the disk is shared."""
         if not self.lock.is_file():
             return False
         try:

@@ -1,4 +1,4 @@
-"""What a run is a function of: code, config, seed and data. Its folder is named after their hash."""
+"""What a run is a function of: code, config, seed and data. Their hash names its folder."""
 
 import ast
 import hashlib
@@ -36,7 +36,8 @@ def identity(cfg: DictConfig) -> str:
         # The batch size of a device follows from it, on one device or on eight.
         deciding["data"]["batch_size"] = {"global": cfg.data.global_batch_size}
     if (cfg.get("scheduler") or {}).get("interval") == "step":  # a schedule over all steps
-        deciding["trainer"]["max_steps"] = cfg.trainer.max_steps
+        length = {key: cfg.trainer.get(key) for key in ("max_epochs", "max_steps")}
+        deciding["trainer"].update(length)
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     for key in ("ckpt_path", "init_from"):
         if (start := initial_checkpoint(cfg, key)) is not None:

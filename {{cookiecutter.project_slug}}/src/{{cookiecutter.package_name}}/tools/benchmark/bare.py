@@ -81,7 +81,7 @@ class BareLoop:
         self._backward(outputs, 1)
 
     def _to_device(self) -> Callable[[Any], Any]:
-        """Return what moves a batch to the device, with the hooks of the data where there are any."""
+        """Return what moves a batch to the device, with the hooks of the data if it has some."""
         hooks: list[Callable[[Any], Any]] = [self.precision.convert_input]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         pinned = self.device.type == "cuda"

@@ -131,7 +131,7 @@ class Row:
 
     @property
     def losses(self) -> tuple[float, float]:
-        """The last loss of the project and of the bare loop, in the round where they are closest."""
+        """The last losses of the project and of the bare loop, where they are closest."""
         pairs = [(played.project.loss, played.bare.loss) for played in self.rounds]
         return min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
 

@@ -192,7 +192,7 @@ def parse_smi(said: str) -> tuple[Nvidia, ...]:
 
 
 def limits(root: Path) -> tuple[int | None, float | None]:
-    """Return the memory in bytes and the CPU in cores that control groups allow; None: all there is."""
+    """Return the memory in bytes and the cores that control groups allow; None: all there is."""
     groups = root / "sys/fs/cgroup"  # of version 2; version 1 is gone from current systems
     own = groups / (_read(root / "proc/self/cgroup") or "").rpartition("::")[2].strip().lstrip("/")
     memory: list[int] = []

@@ -1,4 +1,4 @@
-"""Look at PyTorch and what stands on it: python -m PACKAGE.tools.doctor.torch_probe NOTES [MALWARE...]
+"""Look at PyTorch: python -m PACKAGE.tools.doctor.torch_probe NOTES [MALWARE...]
 
 `facts.py` starts this as a process of its own. Each stage writes one line of JSON to the file NOTES
 before the next begins, so that a crash or a hang says how far it came.

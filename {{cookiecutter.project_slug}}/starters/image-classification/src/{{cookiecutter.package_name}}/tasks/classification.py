@@ -14,8 +14,8 @@ class ClassificationTask(L.LightningModule):
     Args:
         model: takes inputs (batch, ...) to logits (batch, num_classes).
         optimizer: takes parameters to an optimizer, `_partial_: true` in its YAML.
-        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where its
-            `interval` is `step` the number of steps, too.
+        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where
+            its `interval` is `step` the number of steps, too.
         label_smoothing: how much of the target probability is spread over all classes in training.
     """
 

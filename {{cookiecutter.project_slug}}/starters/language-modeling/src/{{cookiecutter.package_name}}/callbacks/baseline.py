@@ -54,7 +54,7 @@ class TrigramBaseline(Callback):
     """Says, and logs once, what byte trigrams get: a model that learns is clearly under it."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step or not trainer.is_global_zero:
+        if trainer.global_step or not trainer.is_global_zero or not has_bytes(trainer):
             return
         nats = self._loss(trainer, "val")
         bits = nats / math.log(2)
@@ -63,6 +63,8 @@ class TrigramBaseline(Callback):
             logger.log_metrics({"baseline/val_bits_per_byte": bits}, step=0)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not has_bytes(trainer):
+            return
         bits = self._loss(trainer, "test") / math.log(2)
         pl_module.log("baseline/test_bits_per_byte", bits, sync_dist=True)
 
@@ -70,3 +72,8 @@ class TrigramBaseline(Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         train, text = datamodule.bytes_of("train", COUNTED), datamodule.bytes_of(split)
         return float(-np.log(trigram_probabilities(train, text)).mean())
+
+
+def has_bytes(trainer: L.Trainer) -> bool:
+    """Return whether the data is text; other data has no byte trigrams."""
+    return hasattr(trainer.datamodule, "bytes_of")  # type: ignore[attr-defined]

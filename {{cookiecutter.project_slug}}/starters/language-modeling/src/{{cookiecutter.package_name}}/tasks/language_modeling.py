@@ -25,8 +25,8 @@ class LanguageModelingTask(L.LightningModule):
     Args:
         model: takes tokens (batch, time) to logits (batch, time, vocab_size).
         optimizer: takes groups of parameters to an optimizer, `_partial_: true` in its YAML.
-        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where its
-            `interval` is `step` the number of steps, too.
+        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where
+            its `interval` is `step` the number of steps, too.
         generation: how `predict` continues a text, as `generate` in models/gpt.py takes it.
     """
 
@@ -89,7 +89,7 @@ class LanguageModelingTask(L.LightningModule):
 
 
 def decaying(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices, and the rest, which no weight decay shrinks."""
+    """Return the parameters in two groups: matrices, and the rest, which do not decay."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
