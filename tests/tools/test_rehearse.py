@@ -76,12 +76,11 @@ class OnTheCPU(Sound):
         return inputs + torch.ones(8)  # fault
 
 
-class Householder(Sound):
-    """MPS has no kernel for geqrf."""
+class Eigenvalues(Sound):
+    """MPS has no kernel for linalg_eig, in PyTorch 2.13 and 2.14."""
 
     def spoilt(self, inputs: Tensor) -> Tensor:
-        _, tau = torch.geqrf(inputs.T @ inputs)  # fault
-        return inputs + tau
+        return inputs * torch.linalg.eig(inputs.T @ inputs)[0].real.sum()  # fault
 
 
 class Doubled(Sound):
@@ -94,13 +93,13 @@ class Waiting(Sound):
         return inputs * inputs.mean().item()  # fault
 
 
-class BackwardOnTheCPU(Sound):
-    """MPS has the operator, and not that of its backward pass."""
+class FractionalPool(Sound):
+    """MPS has neither the operator nor that of its backward pass."""
 
     def spoilt(self, inputs: Tensor) -> Tensor:
-        weight = self.layer.weight.sum()
-        bag = F.fractional_max_pool2d((inputs * weight).view(-1, 1, 2, 4), 1, (2, 4))  # fault
-        return bag.flatten(1)
+        images = (inputs * self.layer.weight.sum()).view(-1, 1, 2, 4)
+        images = F.fractional_max_pool2d(images, 1, (2, 4))  # fault
+        return images.flatten(1)
 
 
 class AsksTheDriver(Sound):
@@ -177,8 +176,8 @@ def test_a_sound_task_is_fine_everywhere_and_stays_as_it_is(task: type[Sound]) -
 @pytest.mark.parametrize(
     ("task", "kind", "verdicts"),
     [
-        (Householder(), "fallback", {"mps": "fails", "cuda": "fine", "cpu": "fine"}),
-        (BackwardOnTheCPU(), "fallback", {"mps": "fails", "cuda": "fine", "cpu": "fine"}),
+        (Eigenvalues(), "fallback", {"mps": "fails", "cuda": "fine", "cpu": "fine"}),
+        (FractionalPool(), "fallback", {"mps": "fails", "cuda": "fine", "cpu": "fine"}),
         (OnTheCPU(), "device", {"mps": "fails", "cuda": "fails", "cpu": "fine"}),
         (Doubled(), "dtype", {"mps": "fails", "cuda": "fine", "cpu": "fine"}),
         (Waiting(), "sync", {"mps": "warning", "cuda": "warning", "cpu": "fine"}),
@@ -311,15 +310,15 @@ def test_a_task_may_bring_its_own_loaders() -> None:
 
 
 def test_a_fallback_that_is_accepted_is_a_warning() -> None:
-    accept = {"geqrf": "8 by 8"}
-    (verdict,) = rehearsed(Householder(), loader(), targets=["mps"], accept=accept)
+    accept = {"linalg_eig": "8 by 8"}
+    (verdict,) = rehearsed(Eigenvalues(), loader(), targets=["mps"], accept=accept)
     assert verdict.verdict == "warning"
     assert "8 by 8" in verdict.findings[0].message
 
 
 def test_without_the_fallback_a_missing_operator_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "0")
-    (verdict,) = rehearsed(Householder(), loader(), targets=["mps"])
+    (verdict,) = rehearsed(Eigenvalues(), loader(), targets=["mps"])
     assert [finding.kind for finding in verdict.findings] == ["operator"]
 
 
