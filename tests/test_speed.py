@@ -3,7 +3,6 @@
 import copy
 import importlib
 import pickle
-import sys
 from collections import UserList
 from collections.abc import Callable, Iterator
 from functools import cache, partial, wraps
@@ -36,12 +35,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="session")
-def speed(project: Path) -> Iterator[Callable[[str], Any]]:
+def speed(project: Path) -> Callable[[str], Any]:
     """A module of the project's engine/speed by its name."""
-    package = project.name.replace("-", "_")
-    sys.path[:0] = [str(project / "src"), str(project.parent)]
-    yield lambda name: importlib.import_module(f"{package}.engine.speed.{name}")
-    del sys.path[:2]
+    engine = project.name.replace("-", "_") + ".engine"
+    return lambda name: importlib.import_module(f"{engine}.speed.{name}")
 
 
 @pytest.fixture(autouse=True, scope="module")
