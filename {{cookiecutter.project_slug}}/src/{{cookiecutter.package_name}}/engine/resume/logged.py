@@ -53,7 +53,7 @@ class Logged:
             if f"on_train_batch_start.{name}" not in self.results
         }
         state = {"metrics": metrics, "sums": sums | self.pending, "steps": steps}
-        return move_data_to_device(state, torch.device("cpu"))  # type: ignore[no-any-return]
+        return move_data_to_device(state, torch.device("cpu"))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Called in `on_train_batch_start`, where Lightning lets a task log."""
