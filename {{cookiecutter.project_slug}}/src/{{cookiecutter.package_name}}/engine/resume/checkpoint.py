@@ -144,7 +144,9 @@ def trained_run(path: Path, cfg: DictConfig, folder: Path) -> tuple[Run, dict[st
     checkpoint, trained = read(path)
     requested: Any = OmegaConf.create(OmegaConf.to_container(cfg))  # takes new keys
     for group in ("data", "task"):
-        requested[group] = OmegaConf.merge(trained.get(group) or {}, cfg.get(group) or {})
+        # Resolved before `seed` is that of the training: predict has one of its own.
+        changes = OmegaConf.to_container(cfg[group], resolve=True) if cfg.get(group) else {}
+        requested[group] = OmegaConf.merge(trained.get(group) or {}, changes)
     requested.seed = trained.seed
     wanted, here = device.requested(requested), device.probe()
     try:  # the precision of the training, where it is possible here

@@ -1,5 +1,6 @@
 """sample.txt: what a language model writes."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from ..models.gpt import refuse_impossible
+
+log = logging.getLogger(__name__)
 
 
 class Sample(Callback):
@@ -32,6 +35,9 @@ class Sample(Callback):
             return
         tokenizer = datamodule.tokenizer
         prompt = tokenizer.encode(self.prompt).tolist()
+        if not prompt:
+            log.warning("No sample.txt: show.sample.prompt has no token.")
+            return
         new = model.generate(prompt, num_tokens=tokenizer.num_tokens, **self.settings)
         text = self.prompt + tokenizer.decode(new)
         (self.folder / "sample.txt").write_text(text, encoding="utf-8")

@@ -73,6 +73,11 @@ class GPT(nn.Module):
     def _run(self, tokens: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Logits, and what a later call takes as `past`, to compute one token more."""
         start = 0 if past is None else past[0][0].shape[2]
+        if start + tokens.shape[1] > self.context:
+            raise UserError(
+                f"{tokens.shape[1]} tokens are more than model.context={self.context}. Leave"
+                " data.context out: it follows from the model's."
+            )
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         x, turns = self.tokens(tokens), None
         if self.positions is not None:
