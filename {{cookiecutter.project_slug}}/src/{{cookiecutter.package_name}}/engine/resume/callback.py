@@ -188,6 +188,7 @@ class Resume(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.position.resume_at = None  # a step with a dataloader_iter has fetched the batch itself
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):
             self.losses = self.losses + loss.detach()  # a GPU goes on; nobody looks yet
@@ -274,10 +275,11 @@ class Resume(Callback):
         }
 
     def _restore(self, trainer: Trainer, saved: dict[str, Any]) -> None:
-        self.restored = self.position.resume_at = None
+        self.restored = None
         state.at_first_batch(trainer, saved)
         if self.same_run:
-            run, own = self.folder.checkpoint(0).parents[1], set(self.folder.checkpoints())
+            run = self.folder.path.resolve()
+            own = {path.resolve() for path in self.folder.checkpoints()}
             state.of_the_same_run(trainer, saved, run, own)
             self.saved_step = trainer.global_step
         self.logged.restore(saved["logged"][trainer.global_rank % len(saved["logged"])])

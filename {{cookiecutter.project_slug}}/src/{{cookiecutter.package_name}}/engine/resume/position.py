@@ -20,7 +20,7 @@ class Position:
     """Where training stands: the batch of `epoch` that was started last (-1: none yet).
 
     Args:
-        resume_at: the epoch and batch at which this process resumes, until that batch starts.
+        resume_at: the epoch and batch at which this process resumes, until that batch ends.
         ended: of the training loaders that had ended before others when the checkpoint was taken
             (`CombinedLoader("max_size")`), the number of batches, by index.
     """

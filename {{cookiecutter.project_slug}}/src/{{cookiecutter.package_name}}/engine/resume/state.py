@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -22,6 +23,8 @@ from lightning.pytorch.utilities.parsing import (
     lightning_hasattr,
     lightning_setattr,
 )
+from torch import Tensor
+from torch.nn.utils import prune
 
 from .internals import read, write
 
@@ -52,6 +55,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
             [[names.get(id(one)) for one in group["params"]] for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
         ],
+        "masks": masks(task),
         "frozen": [name for name, one in parameters.items() if not one.requires_grad],
         "eval": [name for name, one in modules.items() if not one.training],
         # BaseFinetuning.freeze() sets this of batch norm.
@@ -72,12 +76,28 @@ def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
 
 
 def before_optimizer_states(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Add the parameter groups that a callback had added: the states of all are loaded next."""
+    """Put back the masks of ModelPruning, and add the parameter groups that a callback had added."""
+    for name, (mask, original) in saved["masks"].items():
+        owner, _, tensor = name.rpartition(".")
+        module = trainer.lightning_module.get_submodule(owner)
+        prune.custom_from_mask(module, tensor, mask)
+        module.get_parameter(f"{tensor}_orig").data.copy_(original)
     parameters = dict(trainer.lightning_module.named_parameters())
     for optimizer, groups in zip(trainer.optimizers, saved["groups"], strict=False):
         for group in groups[len(optimizer.param_groups) :]:
             if all(name in parameters for name in group):
                 optimizer.add_param_group({"params": [parameters[name] for name in group]})
+
+
+def masks(task: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return of each pruned parameter the mask and the values, which ModelPruning multiplies."""
+    parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
+    pruned = [name.removesuffix("_orig") for name in parameters if name.endswith("_orig")]
+    return {
+        name: (buffers[f"{name}_mask"], parameters[f"{name}_orig"].data)
+        for name in pruned
+        if f"{name}_mask" in buffers
+    }
 
 
 def at_first_batch(trainer: Trainer, saved: dict[str, Any]) -> None:
@@ -185,12 +205,12 @@ def _found_by_search(trainer: Trainer) -> list[str]:
 
 
 def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put the averaged weights, which were validated, into a checkpoint of the weights alone.
+    """Put the averaged or pruned weights, which were validated, into a checkpoint of weights alone.
 
     Lightning does this for full checkpoints only, in the same hook.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):
+        if isinstance(callback, WeightAveraging | ModelPruning):
             callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
             checkpoint.pop("current_model_state", None)
             checkpoint.pop("averaging_state", None)
