@@ -19,7 +19,6 @@ class Idiom:
         tests: whether there is something to test.
         needs: a package that may not be here.
         evaluate: overrides of `evaluate`.
-        fault: what is known to be wrong.
     """
 
     task: str
@@ -30,7 +29,6 @@ class Idiom:
     tests: bool = True
     needs: str = ""
     evaluate: tuple[str, ...] = ()
-    fault: str = ""
 
     def command(self) -> tuple[str, ...]:
         data = (f"data._target_={HERE}.{self.data}",) if self.data else ()
@@ -77,9 +75,7 @@ IDIOMS = {
     "configure_callbacks": Idiom(
         "regression.OwnCallbacks", ("trainer.max_epochs=8", "~callbacks.early_stopping")
     ),
-    "training_step(dataloader_iter)": Idiom(
-        "regression.Iterator", fault="a resume begins the epoch's data anew"
-    ),
+    "training_step(dataloader_iter)": Idiom("regression.Iterator"),
     "own sub-package": Idiom(REGRESSION),
     # Manual optimization
     "GAN": Idiom("by_hand.GAN", quick=True),
@@ -163,7 +159,6 @@ IDIOMS = {
             amount=0.2,
             use_lottery_ticket_hypothesis="false",
         ),
-        fault="best.ckpt has other keys than the task; masks are not in step_*.ckpt",
     ),
     "DeviceStatsMonitor": Idiom(REGRESSION, ("show=[default,device_stats]",), needs="psutil"),
     "ModelSummary": Idiom(REGRESSION, (*shipped("ModelSummary", max_depth=2),)),
@@ -188,7 +183,6 @@ IDIOMS = {
     "ModelCheckpoint every_n_train_steps": Idiom(
         REGRESSION,
         shipped("ModelCheckpoint", every_n_train_steps=4, save_top_k=-1, dirpath=FOLDER),
-        fault="with a relative runs_dir, files from after the checkpoint stay",
     ),
     "ModelCheckpoint beside ours": Idiom(
         REGRESSION, shipped("ModelCheckpoint", monitor="train/loss", dirpath=FOLDER)

@@ -90,8 +90,6 @@ OTHERS = [name for name, idiom in IDIOMS.items() if not idiom.quick]
 def check(server: Server, name: str) -> None:
     if needs := IDIOMS[name].needs:
         pytest.importorskip(needs)
-    if fault := IDIOMS[name].fault:
-        pytest.xfail(fault)
     wrong = {part: text for part, text in server.ask(name=name).items() if text}
     assert wrong == {"name": name}
 
@@ -252,3 +250,13 @@ def test_finders_find(shell: Shell) -> None:
     column = rows[0].split(",").index("lr-Adam")
     used = {row.split(",")[column] for row in rows[1:]} - {""}
     assert len(used) == 1 and used != {"0.01"}
+
+
+def test_a_metric_by_step_and_by_epoch_is_one_curve() -> None:
+    from image_project.callbacks.curves import columns_by_name
+
+    logged = ("epoch", "step", "train/loss_step", "train/loss_epoch", "val_loss", "lr-Adam")
+    assert columns_by_name(logged) == {
+        ("train", "loss"): "train/loss_epoch",
+        ("val", "loss"): "val_loss",
+    }

@@ -305,8 +305,8 @@ class Iterator(Regression):
     """training_step(dataloader_iter): the step fetches its batches."""
 
     def training_step(self, dataloader_iter: Any) -> Tensor:
-        batch, _, _ = next(dataloader_iter)
-        loss = self.loss(batch)
+        batch, _, _ = next(dataloader_iter)  # which Lightning does not move to the device
+        loss = self.loss([part.to(self.device) for part in batch])
         self.log("train/loss", loss, batch_size=8)
         return loss
 
