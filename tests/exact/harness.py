@@ -91,6 +91,17 @@ class Fault(Callback):
         raise RuntimeError("a fault of the test")
 
 
+ENGINE = (
+    "report.metrics_csv",
+    "resume.callback",
+    "resume.checkpoint_io",
+    "run.folder",
+    "run.signals",
+    "speed.fast_log",
+    "speed.fast_loop",
+)
+
+
 def engine(module: str) -> Any:
     return importlib.import_module(f"image_project.engine.{module}")
 
@@ -229,6 +240,8 @@ def forked(do: Callable[[], Any], out: Path) -> tuple[int, Any]:
 
 def fork(do: Callable[[], Any], out: Path) -> int:
     """Start a fork that writes the result of `do` to `out`, and what it prints beside it."""
+    for module in ENGINE:
+        engine(module)  # once, and not in every fork
     sys.stdout.flush()
     sys.stderr.flush()
     if process := os.fork():

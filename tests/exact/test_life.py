@@ -379,3 +379,10 @@ def test_the_internals_exist() -> None:
     for name in internals.INTERNALS:
         owner, _, attribute = name.partition(".")
         assert hasattr(owners[owner], attribute), name
+
+
+def test_the_page_names_the_internals() -> None:
+    internals = engine("resume.internals")
+    page = Path(internals.__file__).with_name("README.md").read_text(encoding="utf-8")
+    for name, (needed, gone) in internals.INTERNALS.items():
+        assert f"| `{name}` | {needed} | {gone} |" in page
