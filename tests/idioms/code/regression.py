@@ -58,6 +58,9 @@ class PartsRegression(Regression):
     def loss(self, batch: Any) -> Tensor:
         return F.mse_loss(self(batch.x), batch.y)
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch.x)
+
     def log(self, name: str, value: Any, **options: Any) -> None:
         super().log(name, value, **options, batch_size=8)
 

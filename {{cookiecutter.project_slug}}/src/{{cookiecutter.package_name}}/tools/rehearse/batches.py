@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
@@ -69,6 +70,8 @@ def take(datamodule: LightningDataModule) -> dict[str, Any]:
                 # The number of workers is that of the target, which may have more cores than this.
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 loaders = getattr(datamodule, f"{split}_dataloader")()
+            if isinstance(loaders, CombinedLoader):
+                loaders = loaders.iterables  # which Lightning combines again
             if loaders is not None and tree_leaves(loaders):
                 taken[split] = tree_map(Repeated, loaders)
     return taken
