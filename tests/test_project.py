@@ -71,6 +71,22 @@ def test_its_own_tests_pass_with_what_the_readme_adds(extended: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:]
 
 
+def test_without_tools_and_deploy_its_tests_pass(text_project: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(text_project, bare, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    for folder in (bare / "src" / "text_project" / "tools", bare / "deploy"):
+        shutil.rmtree(folder)
+    done = run(sys.executable, "-m", "pytest", *QUIET, cwd=bare, **sources(bare))
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "could not import 'text_project.tools.rehearse.__main__'" in done.stdout
+
+
+def test_the_language_models_rehearse(text_project: Path) -> None:
+    rehearse = ("tests/test_rehearse.py", *QUIET)
+    done = run(sys.executable, "-m", "pytest", *rehearse, cwd=text_project)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
 def test_its_own_tests_find_what_the_readme_adds(extended: Path) -> None:
     listed = run(sys.executable, "-m", "pytest", "--co", *QUIET, cwd=extended, **sources(extended))
     for name in ("wave", "regression", "curve", "gradient_norm"):
