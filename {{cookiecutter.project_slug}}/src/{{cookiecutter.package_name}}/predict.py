@@ -51,11 +51,11 @@ def predict(cfg: DictConfig) -> Path:
                 torch.save(predictions, output)
             log.info(f"written to {output}")
         return output
-    for method in ("read_inputs", "write_predictions"):
-        if not hasattr(datamodule, method):
+    for needed in ("read_inputs", "write_predictions", "predictions_file"):
+        if not hasattr(datamodule, needed):
             raise UserError(
-                f"{type(datamodule).__name__} has no {method}, which input=... needs. The"
-                " datamodule of this project's starter shows one; with a predict_dataloader, leave input out."
+                f"{type(datamodule).__name__} has neither a predict_dataloader nor {needed}. Give it"
+                " one; the datamodule of this project's starter shows how."
             )
     inputs = datamodule.read_inputs(str(cfg.input))  # an ordinary DataLoader
     with float32(trainer):

@@ -59,7 +59,7 @@ class MetricsCSV(Logger):
         self._write_pending()
 
     @property
-    def rows(self) -> int:
+    def resume_rows(self) -> int:
         """How many rows are on disk, where they stay if the power goes."""
         self._write_pending()
         if self.written:
@@ -67,9 +67,9 @@ class MetricsCSV(Logger):
                 os.fsync(file.fileno())
         return self.written
 
-    @rows.setter
+    @resume_rows.setter
     @rank_zero_only
-    def rows(self, rows: int) -> None:
+    def resume_rows(self, rows: int) -> None:
         """Drop all but the first `rows`, which are newer than a checkpoint."""
         self.pending = []
         if self.path.is_file():

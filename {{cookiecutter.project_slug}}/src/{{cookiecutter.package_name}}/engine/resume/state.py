@@ -47,7 +47,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
         "accumulate": trainer.accumulate_grad_batches,
         "should_stop": trainer.should_stop,
         "shown": {name: dict(getattr(trainer, name)) for name in SHOWN},
-        "rows": [getattr(logger, "rows", None) for logger in trainer.loggers],
+        "rows": [getattr(logger, "resume_rows", None) for logger in trainer.loggers],
         "found": {name: lightning_getattr(task, name) for name in _found_by_search(trainer)},
         "keepers": [{name: read(one, name) for name in KEEPER} for one in keepers(trainer)],
         "files": [sorted(path.name for path in _files(one)) for one in keepers(trainer)],
@@ -135,8 +135,8 @@ def of_the_same_run(trainer: Trainer, saved: dict[str, Any], folder: Path, own: 
     """
     trainer.accumulate_grad_batches = saved["accumulate"]
     for logger, rows in zip(trainer.loggers, saved["rows"], strict=False):
-        if rows is not None and hasattr(logger, "rows"):
-            logger.rows = rows
+        if rows is not None and hasattr(logger, "resume_rows"):
+            logger.resume_rows = rows
     states = zip(keepers(trainer), saved["keepers"], saved["files"], strict=False)
     for keeper, values, files in states:
         for name, value in values.items():

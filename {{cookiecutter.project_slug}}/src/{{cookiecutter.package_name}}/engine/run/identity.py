@@ -23,8 +23,8 @@ NOT_HASHED = {
         *LIMITS,
     ),
 }
-# Folders of the package whose code decides nothing.
-TOOLS = ("tools",)
+# Of the package, what no training depends on.
+NOT_HASHED_CODE = ("tools", "evaluate.py", "predict.py", "__main__.py")
 
 
 def identity(cfg: DictConfig) -> str:
@@ -56,7 +56,8 @@ def source_code(package: Path) -> Iterator[tuple[str, str]]:
     """
     for source in sorted(package.rglob("*.py")):
         name = source.relative_to(package)
-        if name.parts[0] not in TOOLS and not any(part.startswith(".") for part in name.parts):
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and name.parts[0] not in NOT_HASHED_CODE:
             yield name.as_posix(), essence(source.read_text(encoding="utf-8-sig"))
 
 
