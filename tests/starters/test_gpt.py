@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from text_project.engine.errors import UserError
 from text_project.models.gpt import GPT, _choose
-from text_project.models.rotary import turned, turns_at
+from text_project.models.rotary import rotate, turns_at
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,7 +98,7 @@ def test_rotary_positions_tell_how_far_apart_two_are_and_not_where() -> None:
 
     def meet(at: int, other: int) -> float:
         turns = turns_at(torch.tensor([at, other]), 8)
-        one, two = turned(torch.cat((query, key)), turns)
+        one, two = rotate(torch.cat((query, key)), turns)
         return float(one @ two)
 
     assert meet(0, 0) == pytest.approx(float(query[0] @ key[0]), abs=1e-5)

@@ -4,7 +4,8 @@
     python -m <package> evaluate run=runs/NAME-1a2b3c4d trainer.accelerator=cpu
     python -m <package> evaluate run=best.ckpt +data.batch_size=256
 
-Prints the test metrics, and writes them and a picture or text to the folder `evaluate` of the run.
+Prints the test metrics. Writes them, and what the group `show` draws, to the run's folder
+`evaluate`.
 """
 
 from omegaconf import DictConfig

@@ -27,7 +27,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg: configs/train.yaml, composed with the overrides.
 
     Returns:
-        What metrics.json holds: test metrics, the best validation score, epochs and steps.
+        The results: test metrics, the best validation score, epochs and steps.
     """
     run = open_run(cfg)  # the device is chosen, the folder found
     if run.results is not None:
@@ -51,7 +51,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def main() -> None:
     def program(cfg: DictConfig) -> None:
-        with report_once():
+        with report_once():  # of several processes, one prints an error
             cli.show(train(cfg))
 
     cli.run(program, "train")

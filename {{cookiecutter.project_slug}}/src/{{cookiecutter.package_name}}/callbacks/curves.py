@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # of Okabe and Ito, told apart by everybody
+COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # colour-blind safe (Okabe and Ito)
 TITLES = {"loss": "Loss", "acc": "Accuracy", "bits_per_byte": "Bits per byte"}
 
 
@@ -34,8 +34,8 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     """Every metric of training and validation over the optimizer steps.
 
     Args:
-        metrics: a metrics.csv with columns such as train/loss and val/loss; baseline/val_loss is a
-            line to be beaten.
+        metrics: a metrics.csv with columns such as train/loss and val/loss. If it has
+            baseline/val_loss, that is drawn as a line.
         picture: the PNG to write.
     """
     with metrics.open(newline="") as file:

@@ -20,7 +20,7 @@ class DigitsDataModule(L.LightningDataModule):
         batch_size: samples a step and device.
         val_size: fraction of the samples for validation.
         test_size: fraction of the samples for testing.
-        split_seed: which samples these are; apart from `seed`, so that seeds can be compared.
+        split_seed: draws the splits, independent of `seed`: runs with different seeds share them.
         num_folds: for cross-validation, into how many parts all but the test samples are split;
             `val_size` has no meaning then.
         fold: which of these parts is for validation, from 0.
@@ -102,7 +102,7 @@ class DigitsDataModule(L.LightningDataModule):
         return [rest[i] for i in train], [rest[i] for i in val]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        # A last batch of another size would cost MPS a new graph, and batch norm its statistics.
+        # A smaller last batch makes MPS compile again, and gives batch norm poor statistics.
         return DataLoader(self.splits["train"], self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -14,8 +14,8 @@ class ClassificationTask(L.LightningModule):
     Args:
         model: takes inputs (batch, ...) to logits (batch, num_classes).
         optimizer: takes parameters to an optimizer, `_partial_: true` in its YAML.
-        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where
-            its `interval` is `step` the number of steps, too.
+        scheduler: the `lr_scheduler` dict of Lightning, with a `_partial_` under `scheduler`, which
+            gets the optimizer; with `interval: step` also `total_steps`.
         label_smoothing: how much of the target probability is spread over all classes in training.
     """
 
@@ -58,10 +58,10 @@ class ClassificationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        length = {}
+        options = {}
         if self.scheduler["interval"] == "step":
-            length = {"total_steps": int(self.trainer.estimated_stepping_batches)}
-        scheduler = self.scheduler["scheduler"](optimizer, **length)
+            options = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+        scheduler = self.scheduler["scheduler"](optimizer, **options)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {**self.scheduler, "scheduler": scheduler},

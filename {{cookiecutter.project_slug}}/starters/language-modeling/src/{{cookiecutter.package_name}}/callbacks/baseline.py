@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 log = logging.getLogger(__name__)
 
-COUNTED = 50_000_000  # tokens of a long text, the last of the training split
-PIECE = 5_000_000  # bytes counted at a time
+MAX_COUNTED = 50_000_000  # of a longer training text only its last tokens are counted
+COUNT_BYTES = 5_000_000  # at a time
 
 
 def trigram_probabilities(train: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -25,8 +25,8 @@ def trigram_probabilities(train: np.ndarray, text: np.ndarray) -> np.ndarray:
         text: the bytes that are predicted, uint8, three at least.
     """
     trigrams = np.zeros(256**3, np.int64)
-    for start in range(0, len(train), PIECE):
-        trigrams += np.bincount(_keys(train[start : start + PIECE + 2]), minlength=256**3)
+    for start in range(0, len(train), COUNT_BYTES):
+        trigrams += np.bincount(_keys(train[start : start + COUNT_BYTES + 2]), minlength=256**3)
     after_two = trigrams.reshape(256**2, 256)
     after_one = after_two.reshape(256, 256, 256).sum(0)
     first, second, third = (text[i : len(text) - 2 + i].astype(np.int64) for i in range(3))
@@ -51,7 +51,7 @@ def _keys(text: np.ndarray) -> np.ndarray:
 
 
 class TrigramBaseline(Callback):
-    """Says, and logs once, what byte trigrams get: a model that learns is clearly under it."""
+    """Logs once the loss of byte trigrams, which a model that learns clearly beats."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step or not trainer.is_global_zero or not has_bytes(trainer):
@@ -70,7 +70,7 @@ class TrigramBaseline(Callback):
 
     def _loss(self, trainer: L.Trainer, split: str) -> float:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        train, text = datamodule.bytes_of("train", COUNTED), datamodule.bytes_of(split)
+        train, text = datamodule.bytes_of("train", MAX_COUNTED), datamodule.bytes_of(split)
         return float(-np.log(trigram_probabilities(train, text)).mean())
 
 

@@ -96,12 +96,11 @@ def _write_tokens(files: list[Path], tokenizer: ByteTokenizer | BpeTokenizer, ou
 
 
 def _pieces(file: Path) -> Iterator[str]:
-    """Its text, cut at line ends, or within a line that is longer than a piece."""
+    """Yield the file's text in pieces that end at line ends (but for lines longer than PIECE)."""
     decoder = codecs.getincrementaldecoder("utf-8")()  # keeps a character that is cut
     position = 0
     with file.open("rb") as stream:
-        piece = b"at least once"
-        while piece:
+        while True:
             piece = stream.read(PIECE) + stream.readline(PIECE)
             start = position - len(decoder.getstate()[0])
             try:
@@ -111,6 +110,8 @@ def _pieces(file: Path) -> Iterator[str]:
                     f"{file} is not UTF-8 at byte {start + error.start}"
                     f" (0x{error.object[error.start]:02x}): save it as UTF-8, or leave it out."
                 ) from error
+            if not piece:
+                break
             position += len(piece)
 
 

@@ -16,7 +16,7 @@ from .tokenizer import ByteTokenizer, make_tokenizer
 
 log = logging.getLogger(__name__)
 
-DECODED = 2**20  # tokens that are turned into bytes at a time
+DECODE_TOKENS = 2**20  # at a time
 
 
 class TextDataModule(L.LightningDataModule):
@@ -32,7 +32,7 @@ class TextDataModule(L.LightningDataModule):
         val_size: fraction of the tokens for validation.
         test_size: fraction of the tokens for testing.
         cache: the folder where the tokens of `path` are kept.
-        vocab_size: how many tokens the model knows; None: enough.
+        vocab_size: of the model, to refuse a tokenizer with more tokens; None: no check.
     """
 
     predictions_file = "continued.txt"  # of `predict`, in the run's folder
@@ -125,11 +125,13 @@ class TextDataModule(L.LightningDataModule):
         output.write_text(text, encoding="utf-8")
 
     def bytes_of(self, split: str, at_most: int | None = None) -> np.ndarray:
-        """The text of a split as the bytes of UTF-8; of its last `at_most` tokens."""
-        tokens = self.tokens[split][-(at_most or 0) :].numpy()
+        """Return the text of a split as UTF-8 bytes; with `at_most`, of its last tokens only."""
+        tokens = self.tokens[split].numpy()
+        if at_most is not None:
+            tokens = tokens[-at_most:]
         if isinstance(self.tokenizer, ByteTokenizer):
             return tokens
-        pieces = (tokens[i : i + DECODED] for i in range(0, len(tokens), DECODED))
+        pieces = (tokens[i : i + DECODE_TOKENS] for i in range(0, len(tokens), DECODE_TOKENS))
         text = b"".join(self.tokenizer.decode(piece.tolist()).encode() for piece in pieces)
         return np.frombuffer(text, np.uint8)
 
@@ -143,15 +145,15 @@ class TextDataModule(L.LightningDataModule):
         return {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of the run that goes on here.
+        """Refuse to resume on another text.
 
         Raises:
-            UserError: it learned another text.
+            UserError: the run was trained on another text.
         """
         if state_dict["fingerprint"] != self.fingerprint:
             raise UserError(
-                f"The text of this run has changed ({self.path or 'Python has another version'}):"
-                " take resume=never to start anew, or init_from=RUN to go on with its weights."
+                f"The text of this run has changed ({self.path or 'Python has another version'})."
+                " Use resume=never to start anew, or init_from=RUN to start from its weights."
             )
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..engine.errors import UserError
-from .rotary import Turns, turned, turns_at
+from .rotary import Turns, rotate, turns_at
 
-Past = list[tuple[Tensor, Tensor]]  # of each layer, keys and values (batch, heads, time, width)
+KVCache = list[tuple[Tensor, Tensor]]  # of each layer, keys and values (batch, heads, time, width)
 
 
 class GPT(nn.Module):
@@ -70,7 +70,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self._run(tokens, None)[0]  # (batch, time) -> (batch, time, vocab_size)
 
-    def _run(self, tokens: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    def _run(self, tokens: Tensor, past: KVCache | None) -> tuple[Tensor, KVCache]:
         """Logits, and what a later call takes as `past`, to compute one token more."""
         start = 0 if past is None else past[0][0].shape[2]
         if start + tokens.shape[1] > self.context:
@@ -86,12 +86,13 @@ class GPT(nn.Module):
             turns = turns_at(positions, self.head_width)
         x = self.dropout(x)
         kind = x.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):  # which "meta" has not
+        # torch has no autocast query for "meta", on which `rehearse` runs.
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             # Autocast would leave the residual stream in float32, and every block reads and writes
             # it: 5% of a step of GPT-2 small on an H100. In float16 it could overflow.
             low = torch.get_autocast_dtype(kind)
             x = x.to(low) if low == torch.bfloat16 else x
-        present: Past = []
+        present: KVCache = []
         for layer, block in enumerate(self.blocks):
             x, keys_and_values = block(x, turns, None if past is None else past[layer])
             present.append(keys_and_values)
@@ -114,7 +115,7 @@ class GPT(nn.Module):
             prompt: only the last `context` of it count.
             max_new_tokens: how many to add.
             temperature: 0 takes the likeliest token each time; above 1 is bolder than the model.
-            top_k: draw from the likeliest so many.
+            top_k: draw from the top_k likeliest tokens.
             num_tokens: how many there are, where `vocab_size` is padded.
             seed: of what is drawn; on the CPU, so that devices differ by rounding alone.
         """
@@ -122,13 +123,13 @@ class GPT(nn.Module):
         device = self.tokens.weight.device
         draw = torch.Generator().manual_seed(seed)
         text = list(prompt)
-        past: Past | None = None
+        past: KVCache | None = None
         recent = text[-self.context :]
         for _ in range(max_new_tokens):
             if past is not None:
                 recent = text[-1:]
                 if past[0][0].shape[2] == self.context:
-                    # There is no position for one more: go on with the newer half as the first.
+                    # The context is full: drop its older half and recompute.
                     past, recent = None, text[-max(1, self.context // 2) :]
             logits, past = self._run(torch.tensor([recent], device=device), past)
             choices = logits[0, -1, :num_tokens].float().cpu()
@@ -139,7 +140,7 @@ class GPT(nn.Module):
         """Floating-point operations of a training step, forward and backward, for each token.
 
         6 N + 12 layers * width * context, as in appendix B of PaLM (https://arxiv.org/abs/2204.02311):
-        N are the weights but for the positions, which are looked up only; attention counts whole,
+        N: all weights but the position embedding, which is only looked up. Attention counts whole,
         although a causal one needs half of it. What is recomputed does not count.
         """
         weights = sum(p.numel() for p in self.parameters())
@@ -187,7 +188,7 @@ class Attention(nn.Module):
         split = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = (part.transpose(1, 2) for part in split.unbind(2))
         if turns is not None:
-            queries, keys = turned(queries, turns), turned(keys, turns)
+            queries, keys = rotate(queries, turns), rotate(keys, turns)
         if past is not None:
             assert x.shape[1] == 1  # which may look at all there is: no mask
             keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 2)

@@ -16,7 +16,7 @@ def turns_at(positions: Tensor, width: int) -> Turns:
     return angles.cos(), angles.sin()
 
 
-def turned(x: Tensor, turns: Turns) -> Tensor:
+def rotate(x: Tensor, turns: Turns) -> Tensor:
     """Queries or keys (..., time, width). Features of the first half pair with the second's."""
     (cosines, sines), (one, other) = turns, x.chunk(2, -1)
     pairs = (one * cosines - other * sines, one * sines + other * cosines)

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 class NextTokenLoss(nn.Module):
     """Mean cross-entropy in nats, from logits (batch, time, vocab_size) and targets (batch, time).
 
-    A module of ours, so that it is compiled with the model: the compiler leaves PyTorch's own
-    CrossEntropyLoss alone, and no layer reads more numbers than this.
+    A module of its own, because the engine compiles only modules outside torch.nn, and the loss
+    reads the largest tensor.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ class LanguageModelingTask(L.LightningModule):
     Args:
         model: takes tokens (batch, time) to logits (batch, time, vocab_size).
         optimizer: takes groups of parameters to an optimizer, `_partial_: true` in its YAML.
-        scheduler: Lightning's `lr_scheduler` dict; its `scheduler` takes an optimizer, and where
-            its `interval` is `step` the number of steps, too.
+        scheduler: the `lr_scheduler` dict of Lightning, with a `_partial_` under `scheduler`, which
+            gets the optimizer; with `interval: step` also `total_steps`.
         generation: how `predict` continues a text, as `generate` in models/gpt.py takes it.
     """
 
@@ -73,11 +73,11 @@ class LanguageModelingTask(L.LightningModule):
         ]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(decaying(self.model))
-        length = {}
+        optimizer = self.optimizer(parameter_groups(self.model))
+        options = {}
         if self.scheduler["interval"] == "step":
-            length = {"total_steps": int(self.trainer.estimated_stepping_batches)}
-        scheduler = self.scheduler["scheduler"](optimizer, **length)
+            options = {"total_steps": int(self.trainer.estimated_stepping_batches)}
+        scheduler = self.scheduler["scheduler"](optimizer, **options)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {**self.scheduler, "scheduler": scheduler},
@@ -88,7 +88,7 @@ class LanguageModelingTask(L.LightningModule):
         return self.criterion(self(inputs), targets)
 
 
-def decaying(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters in two groups: matrices, and the rest, which do not decay."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
