@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from conftest import run
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from image_project.engine.errors import UserError
-from image_project.engine.run import run_folder
+from image_project.engine.run import Signals, run_folder
 from image_project.tools.sweep.__main__ import plan, sweep, take_swept
 from image_project.tools.sweep.command import Command
 from image_project.tools.sweep.means import means
@@ -237,6 +238,22 @@ def test_real_runs_are_trained_and_pruned_and_can_be_finished_by_hand(tmp_path: 
     by_hand = run(*start, "train", *words, *values, cwd=tmp_path)
     assert "Resuming from" in by_hand.stdout
     assert Path(tmp_path, pruned, "metrics.json").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_process_that_waited_while_another_pruned_its_run_trains_no_further(
+    tmp_path: Path,
+) -> None:
+    """A killed sweep may leave one that has not started yet, beside that of the next sweep."""
+    from image_project.tools.sweep.pruning import Pruning
+
+    pruning = Pruning(study="runs/sweeps/a", trial=3, monitor="val/loss", folder=str(tmp_path))
+    assert not pruning.is_pruned()
+    (tmp_path / "pruned.json").write_text(json.dumps({"study": "runs/sweeps/a", "trial": 3}))
+    rank_zero: Any = SimpleNamespace(is_global_zero=True)
+    with Signals(), pytest.raises(SystemExit) as end:
+        pruning.on_fit_start(rank_zero, rank_zero)
+    assert end.value.code == 143
 
 
 @pytest.mark.parametrize(

@@ -93,4 +93,6 @@ def test_kills_do_not_change_the_table_of_a_sweep(tmp_path: Path, kind: str) -> 
             time.sleep(0.1 * seconds)
             kill(sweep, "sweep")
     assert killed.start().wait(1200) == 0
+    for row, expected in zip(killed.table()["runs"], whole.table()["runs"], strict=True):
+        assert row == expected
     assert killed.table() == whole.table()

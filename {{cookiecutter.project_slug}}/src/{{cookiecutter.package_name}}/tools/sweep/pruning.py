@@ -45,6 +45,9 @@ class Pruning(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            if self.is_pruned():
+                # By another process, for whose lock this one has waited.
+                signal.raise_signal(signal.SIGTERM)
             pruner = instantiate(json.loads((self.sweep / PRUNER).read_text(encoding="utf-8")))
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             self.storage = storage(self.sweep)
@@ -60,6 +63,13 @@ class Pruning(Callback):
             why = {"study": self.sweep.as_posix(), "trial": self.trial, self.monitor: float(value)}
             write_json(self.run.pruned, why | {"validations": self.validations})
             signal.raise_signal(signal.SIGTERM)
+
+    def is_pruned(self) -> bool:
+        """Return whether this trial has been pruned before."""
+        if not self.run.pruned.is_file():
+            return False
+        written = json.loads(self.run.pruned.read_text(encoding="utf-8"))
+        return bool(written["study"] == self.sweep.as_posix() and written["trial"] == self.trial)
 
     def _is_hopeless(self, value: float) -> bool:
         study = self.storage.get_study_id_from_name(STUDY)
