@@ -35,12 +35,14 @@ def chosen(experiment: str) -> list[str]:
 
 
 def quick(experiment: str, folder: Path, *overrides: str) -> DictConfig:
-    """Compose an experiment as a run of two epochs of four batches, in a folder of its own."""
+    """Compose an experiment as a run of two epochs of four batches, on any one device."""
     short = (
         *("trainer.max_epochs=2", "trainer.max_steps=-1", "trainer.log_every_n_steps=1"),
         *(f"trainer.limit_{part}_batches=1" for part in ("val", "test")),
         *("trainer.limit_train_batches=4", "trainer.val_check_interval=1.0"),
-        *(f"runs_dir={folder.as_posix()}", "save.every_n_steps=1", "show=progress"),
+        *(f"trainer.{key}=auto" for key in ("strategy", "precision")),
+        *("trainer.devices=1", "require_accelerator=null", "compile=false"),
+        *(f"runs_dir={folder.as_posix()}", "save.every_n_steps=1"),
     )
     return compose_config("train", *chosen(experiment), *short, *overrides)
 

@@ -4,13 +4,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shift
-from {{ cookiecutter.package_name }}.data.images import read_images
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
@@ -74,13 +72,3 @@ def test_pictures_of_any_size_are_read_and_their_classes_written(tmp_path: Path)
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = [(row["input"], row["class"]) for row in csv.DictReader(file)]
     assert rows == [("0.png", "0"), ("1.png", "1"), ("2.png", "2")]
-
-
-@pytest.mark.parametrize(
-    ("array", "says"),
-    [(np.zeros((2, 9, 9)), r"takes \(N, 8, 8\)"), (np.full((2, 8, 8), 16.0), "outside 0 to 1")],
-)
-def test_an_array_that_does_not_fit_is_refused(tmp_path: Path, array: Any, says: str) -> None:
-    np.save(tmp_path / "array.npy", array)
-    with pytest.raises(UserError, match=says):
-        read_images(tmp_path / "array.npy", (1, 8, 8))

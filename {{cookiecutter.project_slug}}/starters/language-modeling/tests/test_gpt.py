@@ -1,19 +1,14 @@
 """The GPT computes what is written on paper, and writes what a slower one would."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from conftest import compose_config
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import Tensor
 
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.models.gpt import GPT
-from {{ cookiecutter.package_name }}.tasks.language_modeling import (
-    decaying,
-)
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -85,29 +80,8 @@ def test_it_writes_what_it_would_without_a_cache_and_on_beyond_its_context(gpt: 
     assert gpt.generate(whole[7:13], 6, temperature=0) == whole[13:19]
 
 
-def test_top_k_and_temperature_choose_among_the_likeliest(gpt: GPT) -> None:
-    likeliest = gpt.generate(PROMPT, 6, temperature=0)
-    assert gpt.generate(PROMPT, 6, top_k=1) == likeliest
-    first_two = gpt(torch.tensor([PROMPT]))[0, -1].topk(2).indices.tolist()
-    drawn = {gpt.generate(PROMPT, 1, top_k=2, temperature=9.0, seed=n)[0] for n in range(50)}
-    assert drawn == set(first_two)
-
-
 def test_gpt2_small_is_gpt2_small() -> None:
     with torch.device("meta"):
         config = compose_config("train", "model=gpt2_small", "model.bias=true").model
         weights = sum(parameter.numel() for parameter in instantiate(config).parameters())
     assert weights == 124_439_808 + (50304 - 50257) * 768  # as published, and the padding
-
-
-def test_only_matrices_decay() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 4))
-    matrices, rest = decaying(model)
-    assert ([p.ndim for p in matrices["params"]], "weight_decay" in matrices) == ([2, 2], False)
-    assert ([p.ndim for p in rest["params"]], rest["weight_decay"]) == ([1, 1, 1], 0)
-
-
-@pytest.mark.parametrize("wrong", [{"num_heads": 3}, {"dropout": 1.5}], ids=str)
-def test_what_cannot_be_is_refused_in_a_sentence(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="model"):
-        GPT(256, 16, **{"width": 16, **wrong})

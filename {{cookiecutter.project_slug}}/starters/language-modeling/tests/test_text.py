@@ -9,7 +9,6 @@ from {{ cookiecutter.package_name }}.data import corpus
 from {{ cookiecutter.package_name }}.data.corpus import read_corpus
 from {{ cookiecutter.package_name }}.data.text import TextDataModule
 from {{ cookiecutter.package_name }}.data.tokenizer import ByteTokenizer
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 BYTES = ByteTokenizer()
 STORY = "Once upon a time there was a tensor. It was née Skalar — 日本語 too. 🚀\n" * 40
@@ -41,13 +40,6 @@ def test_a_folder_is_its_text_files_in_order_read_in_pieces(
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     (folder / "picture.png").write_bytes(b"\xff")
     assert read(folder) == f"first\n\nsecond\n\n{STORY}"
-
-
-def test_what_is_no_utf8_is_said_with_file_and_position(tmp_path: Path) -> None:
-    (tmp_path / "story.txt").write_bytes("é line\n".encode() * 10 + b"caf\xe9\n")
-    with pytest.raises(UserError, match=r"story\.txt is not UTF-8 at byte 83 \(0xe9\)"):
-        read(tmp_path / "story.txt")
-    assert not list(tmp_path.glob("cache/*.tokens"))
 
 
 def test_a_prompt_is_read_and_its_continuation_written(tmp_path: Path) -> None:
