@@ -1,6 +1,7 @@
 """What a run is a function of: code, config, seed and data. Their hash names its folder."""
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def source_code(package: Path) -> Iterator[tuple[str, str]]:
             yield name.as_posix(), essence(source.read_text(encoding="utf-8-sig"))
 
 
+@functools.cache  # a sweep asks for the identity of each of its runs
 def essence(source: str) -> str:
     """Return the syntax tree of `source` as text, the same on every Python from 3.11 on.
 
