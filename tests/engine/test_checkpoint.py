@@ -18,6 +18,7 @@ from image_project.evaluate import evaluate
 from image_project.predict import predict
 from image_project.tasks.classification import ClassificationTask
 from image_project.train import train
+from torch.utils.data import DataLoader
 
 from .small_runs import DEVICES, Compose, Finished, compose_config
 
@@ -117,8 +118,21 @@ def test_data_that_read_no_inputs_say_so_in_predict(
     monkeypatch.delattr(DigitsDataModule, "read_inputs")
     cfg = compose_config("predict", "run=latest", "input=x")
     cfg.run = str(finished[0].path)
-    with pytest.raises(UserError, match="DigitsDataModule has no read_inputs"):
+    with pytest.raises(UserError, match="neither a predict_dataloader nor read_inputs"):
         predict(cfg)
+
+
+def test_predict_without_an_input_takes_lightnings_predict_dataloader(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def predict_dataloader(datamodule: Any) -> DataLoader[Any]:
+        return DataLoader(datamodule.splits["test"], 100)
+
+    monkeypatch.setattr(DigitsDataModule, "predict_dataloader", predict_dataloader)
+    cfg = compose_config("predict", "run=latest", f"output={tmp_path.as_posix()}/out.pt")
+    cfg.run = str(finished[0].path)
+    predictions = torch.load(predict(cfg), weights_only=True)
+    assert torch.cat(predictions).shape == (360, 10)
 
 
 def test_weights_of_other_code_are_refused_in_a_sentence(
