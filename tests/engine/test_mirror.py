@@ -257,7 +257,7 @@ def test_a_machine_that_is_gone_is_waited_for_and_one_that_slept_gives_way(
     machine("second")
     with caplog.at_level(logging.INFO), Mirror(Path("runs/run"), f"{far}/run").live():
         assert "has not said that it ended" in caplog.text
-        gone.lease._go_on()  # it had only slept
+        gone.lease._renew()  # it had only slept
         with pytest.raises(UserError, match=r"second:.* trains .* now"):
             gone.push()
 

@@ -54,8 +54,8 @@ def predict(cfg: DictConfig) -> Path:
     for needed in ("read_inputs", "write_predictions", "predictions_file"):
         if not hasattr(datamodule, needed):
             raise UserError(
-                f"{type(datamodule).__name__} has neither a predict_dataloader nor {needed}. Give it"
-                " one; the datamodule of this project's starter shows how."
+                f"{type(datamodule).__name__} has neither a predict_dataloader nor {needed}. Give"
+                " it one; the datamodule of this project's starter shows how."
             )
     inputs = datamodule.read_inputs(str(cfg.input))  # an ordinary DataLoader
     with float32(trainer):

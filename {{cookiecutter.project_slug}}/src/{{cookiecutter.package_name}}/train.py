@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with run.training():  # the folder is locked, signals are caught
         run.start()
         built = build(run)
-        run.describe(built.task, compiled=built.compiled, resume_from=built.resume_from)
+        run.log_start(built.task, compiled=built.compiled, resume_from=built.resume_from)
         best = fit(run, built)
         metrics = summary(built.trainer) | compute_test_metrics(built, best)
         run.finish(metrics, best)

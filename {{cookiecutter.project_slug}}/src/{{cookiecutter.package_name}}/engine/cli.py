@@ -42,11 +42,11 @@ CONFIGS = f"{ROOT}.configs"
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
     r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
-    r"The '\w+_dataloader' does not have many workers",  # engine/device has chosen how many
+    r"The '\w+_dataloader' does not have many workers",  # `num_workers: auto` chooses them
     r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
-    r"The number of training batches .* is smaller than the logging interval",  # not all are
-    r"GPU available but not used",  # it was asked not to be
+    r"The number of training batches .* is smaller than the logging interval",  # short runs
+    r"GPU available but not used",  # trainer.accelerator=cpu was requested
     r"find_unused_parameters=True was specified",  # for another reason, see device/apply.py
     r"Using `DistributedSampler` with the dataloaders",  # the README says it
     r"FSDP2-wrapped module .* returned a view tensor",  # nothing changes it in place
@@ -54,9 +54,9 @@ QUIET = (
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
     r"The `srun` command is available on your system",  # torchrun makes the processes, not srun
 )
-# By these Lightning takes a job's tasks for the processes of one run, waits for those that nobody
-# has started, and requeues by itself. Slurm gives the machines; torchrun makes the processes.
-SLURMS = ("SLURM_NTASKS", "SLURM_PROCID")
+# With these set, Lightning treats the tasks of a Slurm job as its ranks, waits for them, and
+# requeues the job itself. Here torchrun makes the ranks, and the job script requeues.
+SLURM_VARIABLES = ("SLURM_NTASKS", "SLURM_PROCID")
 
 
 def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") -> None:
@@ -65,7 +65,7 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
     Args:
         program: gets it.
         config_name: of the file in configs/ that is composed.
-        text: a setting that takes any text, which need not be quoted.
+        text: a setting whose value need not be quoted on the command line, such as `input`.
     """
 
     @functools.wraps(program)
@@ -79,11 +79,11 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
                 sys.exit(said)
             raise
 
-    _open_closed_streams()
+    _replace_closed_streams()
     sys.argv[1:] = [as_typed(word, text) for word in sys.argv[1:]]
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
-    for variable in SLURMS:
+    for variable in SLURM_VARIABLES:
         os.environ.pop(variable, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them
     start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
@@ -102,7 +102,7 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _open_closed_streams() -> None:
+def _replace_closed_streams() -> None:
     """Let a run go on whose output nobody reads any more: `train | head -1`, `train >&-`."""
     logging.raiseExceptions = False  # a log message that cannot be printed is no error of the run
     for number in (0, 1, 2):
@@ -113,7 +113,10 @@ def _open_closed_streams() -> None:
 
 
 def as_typed(override: str, text: str) -> str:
-    """That of the setting `text` is quoted where Hydra cannot read it, or would sweep over it."""
+    """Quote the value of the setting `text` if Hydra cannot parse it or would sweep over it.
+
+    `callbacks=null` becomes an empty list. Other overrides are unchanged.
+    """
     key, _, value = override.partition("=")
     if key in ("callbacks", "logger", "show") and value == "null":
         return f"{key}=[]"  # Hydra would take null for a mistake
@@ -166,10 +169,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
             refused = re.search(r"ould not override '([^'@]+)'", str(error))
             with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line
                 if refused:
-                    key, known = (
-                        refused[1],
-                        [*groups(), *_keys(defaults(config_name, sys.argv[1:]))],
-                    )
+                    key = refused[1]
+                    known = [*groups(), *_keys(defaults(config_name, sys.argv[1:]))]
                     hint = did_you_mean(key, known)
                     return f"There is no setting '{key}'{hint} +{key}=... adds it."
             return _one_line(error)
@@ -237,9 +238,9 @@ def defaults(config_name: str, overrides: Iterable[str]) -> DictConfig:
 
 
 def _raised_in_our_code(error: BaseException) -> bool:
-    """Whether a constructor of this package failed, and not the call of it.
+    """Return whether the error arose in this package's code: a bug, which keeps its traceback.
 
-    Nor a library to which it has handed a value on, and which refuses that.
+    A wrong argument, or a library that refuses a value, is the user's mistake.
     """
     frames = traceback.extract_tb(error.__traceback__)
     ours = [Path(frame.filename).is_relative_to(Path(__file__).parents[1]) for frame in frames]

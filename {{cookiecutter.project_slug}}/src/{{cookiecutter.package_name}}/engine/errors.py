@@ -9,6 +9,6 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that names the closest of the known names, or a full stop."""
+    """Return ": did you mean X?" or ".", to end a sentence with."""
     close = difflib.get_close_matches(name, sorted(set(known)), n=2)
     return f": did you mean {' or '.join(close)}?" if close else "."

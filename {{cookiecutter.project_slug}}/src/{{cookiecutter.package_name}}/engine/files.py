@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, whatever is killed, full or flipped in between."""
+"""Write files whole or not at all, also if the process is killed or the disk is full.
+
+Checksums find bits that have flipped since.
+"""
 
 import contextlib
 import json
@@ -11,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-CHECKSUMS = (
-    "checksums.json"  # in a checkpoint that is a folder, which several processes have written
-)
+# In a checkpoint that is a folder, which several processes have written.
+CHECKSUMS = "checksums.json"
 
 
 def is_url(place: str) -> bool:
@@ -22,15 +24,15 @@ def is_url(place: str) -> bool:
 
 
 def on_this_machine(runs_dir: str) -> Path:
-    """Where the runs of `runs_dir` are trained."""
+    """Return the local folder in which the runs of `runs_dir` are trained."""
     return Path("runs" if is_url(runs_dir) else runs_dir)
 
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> None:
     """Call `write` with a binary file; afterwards `path` is that file, even if the power goes.
 
-    The part stands beside its target: a move from another disk, where a system's temporary files
-    may be, is a copy, and a kill would tear it.
+    The file is written beside its target and renamed. /tmp may be another disk, from which a move
+    is a copy that a kill would cut.
 
     Raises:
         OSError: it could not be written, and `path` is as it was.
@@ -62,7 +64,7 @@ def _sync(directory: Path) -> None:
 
 
 def commit_folder(part: Path, folder: Path) -> None:
-    """Make the folder `part`, whose files are all written, `folder`, with their checksums in it."""
+    """Write the checksums into the finished folder `part`, and rename it to `folder`."""
     sums = {path.name: _checksum(path) for path in part.iterdir()}
     write_whole(part / CHECKSUMS, lambda file: file.write(json.dumps(sums, indent=2).encode()))
     remove(folder)
@@ -79,7 +81,7 @@ def _checksum(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder, which never stands half removed under its name."""
+    """Remove a file or folder; a folder is renamed first, so that no half of it keeps its name."""
     if path.is_dir():
         part = path.with_name(f"{path.name}.part")
         shutil.rmtree(part, ignore_errors=True)

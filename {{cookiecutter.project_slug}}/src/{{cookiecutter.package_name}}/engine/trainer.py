@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
     LearningRateMonitor,
-    ModelCheckpoint,
 )
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -26,7 +25,7 @@ from . import device
 from .errors import UserError
 from .parallel.torchrun import from_rank_zero, init_process_group
 from .report.metrics_csv import MetricsCSV
-from .report.monitors import Monitors
+from .report.monitors import RefuseMisspeltMonitors
 from .report.unused import UnusedConfig
 from .resume.callback import Resume
 from .resume.checkpoint import (
@@ -34,10 +33,11 @@ from .resume.checkpoint import (
     load_state,
     load_weights,
     read,
-    refuse_another_run,
+    refuse_unfit_checkpoint,
     trained_run,
 )
 from .resume.checkpoint_io import CheckpointIO
+from .resume.state import model_checkpoints
 from .run import Run, find, initial_checkpoint, plain_config
 from .speed import fast_log, fast_loop
 from .speed.compile import FirstStep, compile_in_place
@@ -78,8 +78,10 @@ def build(run: Run) -> Built:
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
     datamodule, task = build_data(cfg), build_task(cfg)
-    callbacks = [one for group in ("callbacks", "show") for one in _all(cfg.get(group))]
-    log_separately(task, datamodule)
+    callbacks = [
+        one for group in ("callbacks", "show") for one in _instantiate_group(cfg.get(group))
+    ]
+    allow_equal_hparam_names(task, datamodule)
     options: dict[str, Any] = {"plugins": list(instantiate(cfg.trainer.get("plugins") or []))}
     if any(isinstance(one, Precision) for one in options["plugins"]):
         options["precision"] = None  # Lightning takes one of both
@@ -94,7 +96,7 @@ def build(run: Run) -> Built:
     own = from_rank_zero("newest", lambda: run.folder.newest(is_loadable))
     if own is not None and not own.exists():
         raise UserError(f"{own} is not on this host. Put runs_dir where every host sees it.")
-    if cfg.resume == "must" and own is None:
+    if cfg.resume == "must" and own is None:  # open_run has refused a folder without any
         raise UserError(f"No checkpoint in {run.folder.path} can be loaded. Remove resume=must.")
     start = own or _initial(cfg, task)
     resume = Resume(
@@ -107,9 +109,16 @@ def build(run: Run) -> Built:
         device_name=run.settings.name + (", compiled" if compiled else ""),
         enabled=_saves(cfg),
     )
-    engine: list[Callback] = [resume, FusedOptimizers(), Monitors(), UnusedConfig(run.requested)]
+    engine: list[Callback] = [
+        resume,
+        FusedOptimizers(),
+        RefuseMisspeltMonitors(),
+        UnusedConfig(run.requested),
+    ]
     # The logger that a user chooses is `self.logger`: ours comes last.
-    loggers = sorted(_all(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV))
+    loggers = sorted(
+        _instantiate_group(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV)
+    )
     if not loggers:  # which LearningRateMonitor refuses
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
     if "default_root_dir" not in cfg.trainer:
@@ -126,7 +135,7 @@ def build(run: Run) -> Built:
     return Built(trainer, task, datamodule, start, compiled)
 
 
-def log_separately(task: LightningModule, datamodule: LightningDataModule | None) -> None:
+def allow_equal_hparam_names(task: LightningModule, datamodule: LightningDataModule | None) -> None:
     """Let task and datamodule have a hyper-parameter of the same name, such as `seed`.
 
     Lightning gives loggers those of both in one dict, and refuses two values of one name.
@@ -169,8 +178,8 @@ def _saves(cfg: DictConfig) -> bool:
     return not cfg.trainer.get("fast_dev_run") and cfg.trainer.get("enable_checkpointing", True)
 
 
-def _all(group: Any) -> list[Any]:
-    """Return the objects of a config group: `callbacks`, `logger`."""
+def _instantiate_group(group: Any) -> list[Any]:
+    """Build the objects of a config group: `callbacks`, `logger`."""
     return [one for one in instantiate(group or {}).values() if one is not None]
 
 
@@ -178,7 +187,7 @@ def _initial(cfg: DictConfig, task: LightningModule) -> Path | None:
     if (weights := initial_checkpoint(cfg, "init_from")) is not None:
         load_weights(task, weights)
     if (other := initial_checkpoint(cfg, "ckpt_path")) is not None:
-        refuse_another_run(other, task, cfg)
+        refuse_unfit_checkpoint(other, task, cfg)
     return other
 
 
@@ -215,9 +224,8 @@ def fit(run: Run, built: Built) -> Path | None:
 
 
 def _best(trainer: Trainer) -> Path | None:
-    """Return the best weights of the first callback that keeps them by a metric."""
-    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
-    paths = (keeper.best_model_path for keeper in keepers if keeper.monitor)
+    """Return the best weights of the first ModelCheckpoint that monitors a metric."""
+    paths = (one.best_model_path for one in model_checkpoints(trainer) if one.monitor)
     return next((Path(path) for path in paths if path), None)
 
 
@@ -227,9 +235,9 @@ def summary(trainer: Trainer) -> dict[str, float]:
         "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
     }
-    for keeper in trainer.checkpoint_callbacks:
-        if isinstance(keeper, ModelCheckpoint) and keeper.best_model_score is not None:
-            metrics[f"best {keeper.monitor}"] = float(keeper.best_model_score)
+    for one in model_checkpoints(trainer):
+        if one.best_model_score is not None:
+            metrics[f"best {one.monitor}"] = float(one.best_model_score)
     return metrics
 
 

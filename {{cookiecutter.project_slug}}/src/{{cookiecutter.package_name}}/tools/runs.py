@@ -23,7 +23,7 @@ import yaml
 from ..engine.files import CHECKSUMS
 from ..engine.run import RunFolder
 
-FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
 
@@ -63,7 +63,7 @@ def listing(run: RunFolder) -> Listing:
 
 
 def _read(run: RunFolder, line: Listing) -> None:
-    cfg = yaml.load(run.config.read_text(encoding="utf-8"), FAST)
+    cfg = yaml.load(run.config.read_text(encoding="utf-8"), SAFE_LOADER)
     devices = cfg["trainer"]["devices"]
     num_devices = len(devices) if isinstance(devices, list) else devices
     line.device = cfg["device"]["name"] + (f" x {num_devices}" if num_devices != 1 else "")

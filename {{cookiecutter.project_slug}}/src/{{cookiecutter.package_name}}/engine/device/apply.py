@@ -27,7 +27,7 @@ def requested(cfg: DictConfig) -> Requested:
 def apply(cfg: DictConfig, choice: Settings) -> DictConfig:
     """A copy of `cfg` with the answer in place of every `auto`, and its reasons under `device`."""
     answer = asdict(choice)
-    answer["strategy"] = _strategy(cfg, choice)
+    answer["strategy"] = _strategy_config(cfg, choice)
     if cfg.trainer.get("sync_batchnorm") and choice.world_size > 1 and choice.accelerator == "cpu":
         raise UserError("trainer.sync_batchnorm=true needs CUDA: leave it out on the CPU.")
     data = cfg.get("data") or {}  # none, where a task has its own loaders
@@ -42,27 +42,27 @@ def apply(cfg: DictConfig, choice: Settings) -> DictConfig:
     )
     assert isinstance(settled, DictConfig)
     if "global_batch_size" in data:
-        del settled.data.global_batch_size  # a datamodule knows that of a device
+        del settled.data.global_batch_size  # the datamodule gets batch_size only
         settled.data.batch_size = batch_size(cfg, choice)
     return settled
 
 
-def _strategy(cfg: DictConfig, choice: Settings) -> Any:
-    """Return the strategy as the Trainer takes it."""
+def _strategy_config(cfg: DictConfig, choice: Settings) -> Any:
+    """Return the strategy as the Trainer takes it: a name, or a config with a `_target_`."""
     if choice.strategy == "fsdp":  # FSDP2; Lightning's own `fsdp` is its predecessor
         strategy = f"{ROOT}.engine.parallel.fsdp.ShardedStrategy"
         return {"_target_": strategy, "data_parallel_size": choice.world_size}
     exact = choice.accelerator == "cpu" or cfg.trainer.get("deterministic")
     if choice.strategy == "ddp" and exact and choice.world_size > 2:
-        # Else DDP puts the gradients in another order after the first step of every start, in which
-        # a sum of more than two rounds otherwise: a resumed run would not have the same bits.
+        # This option keeps DDP from reordering its gradient buckets after the first step of every
+        # start. With more than two ranks another order gives other bits, also after a resume.
         strategy = "lightning.pytorch.strategies.DDPStrategy"
         return {"_target_": strategy, "find_unused_parameters": True}
     return choice.strategy
 
 
 def batch_size(cfg: DictConfig, choice: Settings) -> int:
-    """Return that of one device: as requested, or what keeps `data.global_batch_size`.
+    """Return the batch size of one device: data.batch_size, or a share of global_batch_size.
 
     Raises:
         UserError: it cannot be split.

@@ -33,7 +33,7 @@ class Hardware:
     mps: str = ""  # the chip's name
     cuda: tuple[Gpu, ...] = ()
     missed: str = ""  # why a GPU that seems to be here does not count
-    compiles: tuple[str, ...] = ("cpu", "cuda", "mps")  # what torch.compile has all it needs for
+    compiles: tuple[str, ...] = ("cpu", "cuda", "mps")  # devices that torch.compile can compile for
     processes: int = 0  # that torchrun has started here, one a device; 0: it has not
     hosts: int = 1  # on which it has
 
@@ -44,7 +44,7 @@ def probe() -> Hardware:
     from lightning.pytorch.accelerators import MPSAccelerator
 
     def works(device: str) -> bool:
-        # Of several processes each tries its own GPU: a try takes memory there until it ends.
+        # Each rank tests its own GPU only: a test allocates memory there.
         if device.startswith("cuda") and os.environ.get("LOCAL_RANK", device[5:]) != device[5:]:
             return True
         # Hosted Mac runners report MPS and cannot run it; a driver or a wheel can be too old.
@@ -116,7 +116,7 @@ def _cpu_name() -> str:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Without TF32, which CUDA uses in training: for results that other devices give as well."""
+    """Switch TF32 off, which CUDA uses in training: then other devices give the same results."""
     import torch
 
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

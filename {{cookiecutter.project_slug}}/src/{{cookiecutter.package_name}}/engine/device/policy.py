@@ -102,12 +102,12 @@ def resolve(want: Requested, has: Hardware) -> Settings:
     gpus = tuple(gpus[i] for i in devices) if isinstance(devices, list) else gpus[:devices]
     num_workers, why_workers = _num_workers(want, has, count)
     ampere = bool(gpus) and all(gpu.capability >= AMPERE for gpu in gpus)
-    # Outside CUDA a lower precision than highest would change what CPUs with AMX compute, too.
     policy: dict[str, tuple[Any, str]] = {
         "accelerator": (accelerator, why),
         "devices": (devices, why_devices),
         "strategy": _strategy(want, has, accelerator, count * has.hosts),
         "precision": _precision(want, accelerator, ampere),
+        # Not "high" elsewhere: it would change what CPUs with AMX compute, too.
         "matmul_precision": ("high", "TF32 units") if ampere else ("highest", "no TF32 units"),
         "num_workers": (num_workers, why_workers),
         "pin_memory": (accelerator == "cuda", "it speeds up copies to CUDA, and only those"),

@@ -1,4 +1,4 @@
-"""What one rank wants, known to all ranks before the same batch."""
+"""Let all ranks act on what one of them wants (save, stop), before the same batch."""
 
 import time
 
@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 
-SECONDS = 1.0  # between two agreements, since the devices wait for each other
-MOST = 100  # batches, should they get slower
+AGREE_EVERY_SECONDS = 1.0  # between two agreements, since the devices wait for each other
+MAX_BATCHES = 100  # batches, should they get slower
 
 
 class Agreement:
@@ -29,6 +29,6 @@ class Agreement:
         numbers = torch.tensor([*map(float, wants), pace], device=device)
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         *wanted, pace = numbers.tolist()
-        self.every = min(MOST, max(1, int(SECONDS / max(pace, 1e-9))))
+        self.every = min(MAX_BATCHES, max(1, int(AGREE_EVERY_SECONDS / max(pace, 1e-9))))
         self.batches, self.at = 0, time.monotonic()
         return [wish > 0 for wish in wanted]

@@ -1,7 +1,7 @@
 """Training in which each device has a part of the weights, gradients and optimizer: trainer=fsdp.
 
-What a run goes on from is a folder there, in which each process has written its part; the best
-weights are put together in one file, as after any other training, so that one device can use them.
+Checkpoints to resume from are folders with a part per process. best.ckpt is one ordinary file, so
+that one device can use it.
 """
 
 import logging
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, with folders that are there whole or not at all.
+    """Lightning's ModelParallelStrategy with FSDP2 for any task.
+
+    Its checkpoint folders are complete or absent.
 
     Args:
         data_parallel_size: devices on all hosts.
@@ -45,7 +47,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def connect(self, model: LightningModule) -> None:
         """Shard the task, after its own `configure_model` if it has one.
 
-        Lightning asks for a `configure_model` that shards; one that is set on the instance counts.
+        Lightning requires a sharding `configure_model`, so it is set on the instance.
         """
         super().connect(model)
         build = model.configure_model

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 EXTRA_STATE = "rest.pt"  # all but weights and optimizer
 METADATA = "torch.distributed.checkpoint.metadata"  # a module of plain classes
-ALSO = (
+ALLOWED = (
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),  # from a name to a constant
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
@@ -22,7 +22,7 @@ ALSO = (
 
 
 class PlainPlanner(DefaultLoadPlanner):
-    """PyTorch's, which unpickles whatever stands beside the tensors."""
+    """First load what lies beside the tensors with weights_only=True: PyTorch unpickles it."""
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         torch.load(value, weights_only=True)
@@ -35,7 +35,7 @@ class _Unpickler(pickle.Unpickler):
         found = super().find_class(module, name) if module in ("torch", METADATA) else None
         plain = isinstance(found, torch.dtype) or (module == METADATA and isinstance(found, type))
         # With a dot in it, a name is looked up within what the module imports.
-        if "." not in name and (plain or (module, name) in ALSO):
+        if "." not in name and (plain or (module, name) in ALLOWED):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 

@@ -1,4 +1,4 @@
-"""The processes of one run, one for each device: torchrun starts them, and stops all with one.
+"""The processes of one run, one per device. torchrun starts them; if one ends, it ends all.
 
     torchrun --nproc-per-node 2 -m <package>.train experiment=NAME
 
@@ -28,10 +28,10 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-CHOSEN = "CHOSEN_RUN_FOLDER"  # an environment variable
+RUN_FOLDER_VARIABLE = "CHOSEN_RUN_FOLDER"  # an environment variable
 # Error messages of a rank whose peer has died.
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
-SECONDS = 15  # in which torchrun ends the others, once one has failed
+PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+TEARDOWN_SECONDS = 15  # in which torchrun ends the others, once one has failed
 
 
 def torchrun_layout() -> tuple[int, int] | None:
@@ -48,7 +48,12 @@ def is_rank_zero() -> bool:
 
 
 def from_rank_zero(what: str, choose: Callable[[], Path | None]) -> Path | None:
-    """Return what rank 0 has chosen, on every rank: each sees the disk at another moment."""
+    """Return what rank 0 has chosen, on every rank: each sees the disk at another moment.
+
+    Args:
+        what: a key in the store, the same on every rank and used once per process.
+        choose: called on rank 0 only.
+    """
     if torchrun_layout() is None:
         return choose()
     store = _store()
@@ -100,9 +105,8 @@ def init_process_group(strategy: Any) -> None:
         timeout=strategy._timeout,
         device_id=strategy.root_device if on_gpu else None,
     )
-    # While Python is whole: a thread of gloo that is late to let go of a collective needs Python,
-    # and would abort a process that ends. What is still held, as FSDP holds its groups, keeps its
-    # threads, which get a moment.
+    # Destroy the groups before Python shuts down: a late gloo thread would otherwise abort the
+    # process. The 0.1 s are for threads of groups that FSDP still holds.
     atexit.register(time.sleep, 0.1)
     atexit.register(dist.destroy_process_group)  # the last one registered is called first
 
@@ -116,14 +120,18 @@ def _torchrun() -> Any:
 
 @functools.cache
 def _store() -> Any:
-    """Return the store of the processes that run now: a restart gets another prefix."""
+    """Return the store of the processes that run now: a restart gets another prefix.
+
+    torchrun's store outlives a restart. Rank 0 of each start opens a port and answers with a
+    random prefix; a port that does not answer is of a dead start.
+    """
     from torch.distributed import DistError, PrefixStore, TCPStore
 
     host, size = os.environ["MASTER_ADDR"], int(os.environ["WORLD_SIZE"])
     if is_rank_zero():
-        word = uuid.uuid4().hex
-        _torchrun().set("port", str(_teller(host, size, word).port))
-        return PrefixStore(word, _torchrun())
+        prefix = uuid.uuid4().hex
+        _torchrun().set("port", str(_serve_prefix(host, size, prefix).port))
+        return PrefixStore(prefix, _torchrun())
     while True:
         time.sleep(0.05)
         if not _torchrun().check(["port"]):
@@ -132,15 +140,15 @@ def _store() -> Any:
         with contextlib.suppress(OSError, DistError):  # of a process that was killed
             socket.create_connection((host, port), timeout=1).close()
             there = TCPStore(host, port, size, timeout=timedelta(seconds=1))
-            return PrefixStore(there.get("word").decode(), _torchrun())
+            return PrefixStore(there.get("prefix").decode(), _torchrun())
 
 
-@functools.cache  # it tells as long as this process lives
-def _teller(host: str, size: int, word: str) -> Any:
+@functools.cache  # which keeps the server alive as long as this process lives
+def _serve_prefix(host: str, size: int, prefix: str) -> Any:
     from torch.distributed import TCPStore
 
     store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
-    store.set("word", word)
+    store.set("prefix", prefix)
     return store
 
 
@@ -187,7 +195,7 @@ def launch(count: int, folder: Path) -> None:
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the run itself has said what it was
     before = dict(os.environ)
-    os.environ[CHOSEN] = str(folder)
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, on each way the same bits
     torchrun = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={count}"]
     try:
@@ -218,9 +226,9 @@ def report_once() -> Iterator[None]:
     except Exception as error:
         if torchrun_layout() is None:
             raise
-        lost = isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST)
+        lost = isinstance(error, RuntimeError) and any(sign in str(error) for sign in PEER_DIED)
         if lost or not is_rank_zero():
-            time.sleep(SECONDS)  # within which torchrun ends this process
+            time.sleep(TEARDOWN_SECONDS)  # within which torchrun ends this process
         if lost:
             raise UserError(
                 "Another process of this run has died. The same command resumes the run."

@@ -32,10 +32,10 @@ class Lease:
         self.folder, self.owner = folder, owner
         self.lost_to: str | None = None
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._go_on, daemon=True)
+        self.thread = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Take it, from a machine that is gone too.
+        """Take the lease, also from a machine that has gone silent.
 
         Raises:
             UserError: the other one is alive.
@@ -66,7 +66,7 @@ class Lease:
             with contextlib.suppress(Exception):  # the next machine waits a while, then
                 self.folder.remove(SIGN)
 
-    def _go_on(self) -> None:
+    def _renew(self) -> None:
         while not self.over.wait(EVERY):
             with contextlib.suppress(Exception):  # no network for a while
                 sign = self._sign()

@@ -24,11 +24,11 @@ from .url import Folder, fetch_checkpoint, latest
 
 log = logging.getLogger(__name__)
 
-ONE = ".fetched"  # in `runs`: checkpoints without their runs
-STEP = "checkpoints/step_"  # a file or a folder: to go on from
+FETCHED_FOLDER = ".fetched"  # in `runs`: checkpoints without their runs
+STEP_PREFIX = "checkpoints/step_"  # a file or a folder: to go on from
 FINISHED = "metrics.json"
-OF_A_PLACE = ("lock", "fetch.lock", SIGN)
-UNFIT = (".part", ".broken", ".seen")
+LOCAL_FILES = ("lock", "fetch.lock", SIGN)
+SKIPPED_ENDINGS = (".part", ".broken", ".seen")
 
 
 class Mirror:
@@ -51,14 +51,14 @@ class Mirror:
         self.copying: Future[None] | None = None
         self.warned = False
 
-    def fetch(self, *, steps: bool = True, to_the_last_file: bool = False) -> None:
-        """Bring here what the run has there, if it has got further there than here.
+    def fetch(self, *, with_checkpoints: bool = True, even_if_behind: bool = False) -> None:
+        """Download the run's files if the copy is ahead.
 
         Every process of a run does this; the first of a machine does it for all of them.
 
         Args:
-            steps: the checkpoints to go on from, too; results and weights can be had without.
-            to_the_last_file: also if it has not.
+            with_checkpoints: also the checkpoints to resume from; without, results and weights.
+            even_if_behind: download all, also if the copy is not ahead.
         """
         if not (there := self._there()):
             return
@@ -66,12 +66,12 @@ class Mirror:
         with FileLock(self.folder / "fetch.lock"):
             here = self._here()
             for name in here:
-                if name.startswith(STEP) and there.get(name) == here[name][1]:
+                if name.startswith(STEP_PREFIX) and there.get(name) == here[name][1]:
                     self.copied[name] = here[name]
             further = _newest(there) > _newest(here) or FINISHED in there.keys() - here.keys()
-            if further or to_the_last_file:
-                for name in sorted(there, key=_turn):
-                    if steps or not name.startswith(STEP):
+            if further or even_if_behind:
+                for name in sorted(there, key=_upload_order):
+                    if with_checkpoints or not name.startswith(STEP_PREFIX):
                         self._get(name, there[name])
 
     def _get(self, name: str, size: int) -> None:
@@ -80,7 +80,8 @@ class Mirror:
             return  # "../": nothing of a run
         same = path.is_file() and path.stat().st_size == size
         if not same or not (
-            name.startswith(STEP) or int(path.stat().st_mtime) == int(self.there.modified(name))
+            name.startswith(STEP_PREFIX)
+            or int(path.stat().st_mtime) == int(self.there.modified(name))
         ):
             log.info(f"Fetching {self.there.url}/{name}")
             self.there.get(name, path)
@@ -112,7 +113,7 @@ class Mirror:
             self.copying = self.pool.submit(self._try)
 
     def share(self) -> Path:
-        """Copy all now; a file of this moment, which tells who sees this folder."""
+        """Upload everything, and return a marker file: a host that sees it shares this disk."""
         self.pool.submit(self._copy).result()
         seen = self.folder / f"{uuid.uuid4().hex}.seen"
         seen.touch()
@@ -141,8 +142,8 @@ class Mirror:
         here = self._here()
         newest = self.sending = _newest(here)
         sent = False
-        for name in sorted(here, key=_turn):
-            of_step = name.startswith(STEP)
+        for name in sorted(here, key=_upload_order):
+            of_step = name.startswith(STEP_PREFIX)
             if self.copied.get(name) == here[name] or (of_step and _checkpoint(name) != newest):
                 continue
             if self.lease.lost_to is not None or not (self.folder / name).is_file():
@@ -155,8 +156,8 @@ class Mirror:
             self._prune(newest)
 
     def _prune(self, newest: str) -> None:
-        """Keep it and the one before. A newer one was broken: the run did not go on from it."""
-        there = [name for name in self._there() if name.startswith(STEP)]
+        """Keep `newest` and the one before; anything newer is broken."""
+        there = [name for name in self._there() if name.startswith(STEP_PREFIX)]
         before = _newest(name for name in there if _checkpoint(name) < newest)
         for name in {_checkpoint(name) for name in there} - {newest, before}:
             self.there.remove(name)
@@ -175,14 +176,14 @@ class Mirror:
         return {name: size for name, size in self.there.names().items() if _belongs(name)}
 
 
-def bring(where: str, runs_dir: str) -> Path:
-    """What `run=URL` names, or `run=latest` among the runs at a URL: its folder or file, here."""
+def download_for_use(where: str, runs_dir: str) -> Path:
+    """Download what `run=URL` or `run=latest` names; return its local folder or file."""
     url = latest(runs_dir) if where == "latest" else where.rstrip("/")
     here = on_this_machine(url)
     if url.endswith(".ckpt"):
-        return fetch_checkpoint(url, here / ONE)
+        return fetch_checkpoint(url, here / FETCHED_FOLDER)
     mirror = Mirror(here / url.rpartition("/")[2], url)
-    mirror.fetch(steps=False)
+    mirror.fetch(with_checkpoints=False)
     if not (mirror.folder / "checkpoints" / "best.ckpt").is_file():
         mirror.fetch()
     return mirror.folder
@@ -195,14 +196,14 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _belongs(name: str) -> bool:
     parts = name.split("/")
-    return not any(part in OF_A_PLACE or part.endswith(UNFIT) for part in parts)
+    return not any(part in LOCAL_FILES or part.endswith(SKIPPED_ENDINGS) for part in parts)
 
 
-def _turn(name: str) -> tuple[int, str]:
-    """When it is copied: what a checkpoint counts on, the checkpoint, its seal; all is done."""
+def _upload_order(name: str) -> tuple[int, str]:
+    """Return a sort key for uploads: other files, the checkpoint, its checksums, metrics.json."""
     if name == FINISHED:
         return 3, name
-    return (1 + name.endswith(f"/{CHECKSUMS}") if name.startswith(STEP) else 0), name
+    return (1 + name.endswith(f"/{CHECKSUMS}") if name.startswith(STEP_PREFIX) else 0), name
 
 
 def _checkpoint(name: str) -> str:
@@ -212,6 +213,6 @@ def _checkpoint(name: str) -> str:
 
 def _newest(names: Iterable[str]) -> str:
     """The last checkpoint among these which is whole; empty if there is none."""
-    steps = (name for name in names if name.startswith(STEP))
+    steps = (name for name in names if name.startswith(STEP_PREFIX))
     whole = (name for name in steps if name == _checkpoint(name) or name.endswith(f"/{CHECKSUMS}"))
     return max(map(_checkpoint, whole), default="")

@@ -21,7 +21,8 @@ from ..files import write_whole
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
+def _as_user_errors(url: str) -> Iterator[None]:
+    """Turn every error of the storage into a UserError."""
     try:
         yield
     except UserError:
@@ -51,12 +52,12 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        with _told(self.url):
+        with _as_user_errors(self.url):
             self.files, self.path = url_to_fs(self.url, use_listings_cache=False)
 
     def names(self) -> dict[str, int]:
         """All files, with their sizes; none if it is not there."""
-        with _told(self.url):
+        with _as_user_errors(self.url):
             found = self.files.find(self.path, detail=True)
         return {
             path.removeprefix(self.path).lstrip("/"): info["size"]
@@ -69,26 +70,26 @@ class Folder:
         return {name.partition("/")[0] for name in self.names()}
 
     def modified(self, name: str) -> float:
-        with _told(self.url):
+        with _as_user_errors(self.url):
             return float(self.files.modified(f"{self.path}/{name}").timestamp())
 
     def read(self, name: str) -> bytes | None:
         """A small file, or None where there is none."""
-        with _told(self.url), contextlib.suppress(FileNotFoundError):
+        with _as_user_errors(self.url), contextlib.suppress(FileNotFoundError):
             return bytes(self.files.cat_file(f"{self.path}/{name}"))
         return None
 
     def get(self, name: str, to: Path) -> None:
         """Bring a file here, whole, and as old as it is there."""
         when = self.modified(name)
-        with _told(self.url), self.files.open(f"{self.path}/{name}", "rb") as source:
+        with _as_user_errors(self.url), self.files.open(f"{self.path}/{name}", "rb") as source:
             write_whole(to, partial(shutil.copyfileobj, source, length=2**24))
         os.utime(to, (when, when))
 
     def put(self, name: str, source: Path | bytes) -> None:
         """Take a file there; on object storage and on a disk it is seen whole or not at all."""
         path = f"{self.path}/{name}"
-        with _told(self.url):
+        with _as_user_errors(self.url):
             if isinstance(source, bytes):
                 if isinstance(self.files, LocalFileSystem):
                     write_whole(Path(path), lambda file: file.write(source))
@@ -102,7 +103,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """A file, or a folder with all that is in it."""
-        with _told(self.url):
+        with _as_user_errors(self.url):
             self.files.rm(f"{self.path}/{name}", recursive=True)
 
 
@@ -123,7 +124,7 @@ def fetch_checkpoint(url: str, folder: Path) -> Path:
     """Bring one checkpoint, a file or a folder, below `folder`; again only if it has changed."""
     parent, _, name = url.rstrip("/").rpartition("/")
     there = Folder(parent)
-    with _told(url):
+    with _as_user_errors(url):
         found = there.files.find(f"{there.path}/{name}")
         if not found:
             raise UserError(f"There is no {url}.")

@@ -60,7 +60,7 @@ class MetricsCSV(Logger):
 
     @property
     def resume_rows(self) -> int:
-        """How many rows are on disk, where they stay if the power goes."""
+        """Write all rows to the disk, so that they survive a power cut, and return their number."""
         self._write_pending()
         if self.written:
             with self.path.open("rb+") as file:

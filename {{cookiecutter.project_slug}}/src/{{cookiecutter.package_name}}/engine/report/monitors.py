@@ -1,4 +1,4 @@
-"""Says within seconds that a monitored metric is misspelt, in place of after an epoch."""
+"""Refuse a misspelt monitored metric within seconds, instead of after an epoch."""
 
 from difflib import get_close_matches
 
@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from ..errors import UserError, did_you_mean
 
 
-class Monitors(Callback):
-    """Looks after the sanity check, which logs what a validation logs."""
+class RefuseMisspeltMonitors(Callback):
+    """Runs after the sanity check, which logs what a validation logs."""
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         logged = trainer.callback_metrics

@@ -26,7 +26,7 @@ def progress() -> ProgressBar:
     return Bar() if sys.stdout.isatty() else EpochLines()
 
 
-class Metrics(MetricsTextColumn):
+class OneLineMetrics(MetricsTextColumn):
     """Lightning's, which breaks over several lines what a narrow terminal has no room for."""
 
     def _generate_metrics_texts(self) -> Generator[str, None, None]:
@@ -60,7 +60,7 @@ class Bar(RichProgressBar):
         if self.progress is not None and self.progress is not before:
             self.progress.expand = True
             look = self.theme.metrics, " ", self.theme.metrics_format
-            self._metric_component = Metrics(trainer, *look)
+            self._metric_component = OneLineMetrics(trainer, *look)
             self.progress.columns = (*self.progress.columns[:-1], self._metric_component)
 
     def _get_train_description(self, current_epoch: int) -> str:

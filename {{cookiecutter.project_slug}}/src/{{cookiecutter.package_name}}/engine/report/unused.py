@@ -1,4 +1,4 @@
-"""Says what of the config a task does not use, since a changed value there changes nothing."""
+"""Log which parts of the config have no effect, since a changed value there changes nothing."""
 
 import logging
 from typing import Any

@@ -22,7 +22,7 @@ from .due import is_last_step, validation_follows
 from .internals import CHECKED, IS_CHECKED, read, write
 from .loaders import ResumableLoader, ended_loaders
 from .logged import Logged
-from .made_on import compare, made_on
+from .made_on import made_on, warn_if_not_exact
 from .position import Position
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class Resume(Callback):
         every_n_steps: how often to save, in place of both.
         signals: say when to save and exit.
         same_run: the checkpoint to resume from is of this run. Otherwise the user has named one of
-            another run, whose stop, logged rows and kept files are not this run's.
-        device_name: whose bits these are.
+            another run, whose should_stop, rows and best files are not taken over.
+        device_name: stored in checkpoints, to warn when one is resumed on another device.
         enabled: False saves nothing, as with `fast_dev_run`.
     """
 
@@ -69,7 +69,9 @@ class Resume(Callback):
         self.same_run, self.device_name, self.enabled = same_run, device_name, enabled
         self.position = Position(seed)
         self.restored: dict[str, Any] | None = None  # until the first batch has started
-        self.unvalidated: dict[str, Any] | None = None  # the same, until a validation has started
+        self.restored_validation: dict[str, Any] | None = (
+            None  # the same, until a validation starts
+        )
         self.saving = False
         self.saved_at, self.saved_step = time.perf_counter(), 0
         self.last_step = -1  # global_step at the start of the batch before
@@ -112,8 +114,8 @@ class Resume(Callback):
         if saved is None or trainer.state.fn != "fit":
             return
         here = made_on(trainer, self.device_name)
-        compare(saved["made_on"], here, same_run=self.same_run)
-        self.restored = self.unvalidated = saved
+        warn_if_not_exact(saved["made_on"], here, same_run=self.same_run)
+        self.restored = self.restored_validation = saved
         self.position.resume_at, self.position.ended = tuple(saved["at"]), saved["ended"]
         if self.same_run:
             trainer.should_stop = saved["should_stop"]
@@ -132,6 +134,8 @@ class Resume(Callback):
         self.signals.take_over()
         self.logged = Logged(trainer)
         self.saved_at = time.perf_counter()
+        if self.enabled and not (self.restored and self.same_run):
+            self._remove_later_files(trainer, None)  # of a start that was killed before it saved
         if self.enabled and not IS_CHECKED:
             log.warning(
                 f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this"
@@ -157,7 +161,8 @@ class Resume(Callback):
         step, before = trainer.global_step, self.last_step
         self.last_step = step
         self.saved_before_validation = False
-        # Within an accumulation the gradients so far are in no checkpoint; those by hand are.
+        # Not within an accumulation, whose gradients are not saved (those of manual optimization
+        # are).
         if batch_idx == 0 or step != before or not task.automatic_optimization:
             self._between_steps(trainer, batch_idx, max(1, step - before))
 
@@ -173,7 +178,8 @@ class Resume(Callback):
         validates = (long or several) and validation_follows(trainer, batch_idx)
         long = long and validates
         if several:
-            # Steps are the same in all ranks; seconds and signals are not.
+            # Steps are the same on all ranks. Seconds and signals are not, so due, stopped and long
+            # are agreed on.
             known = last or validates or batch_idx == 0 or (due and self.every_n_steps is not None)
             if known or self.agreement.is_time():
                 due, stopped, long = self.agreement.any(due, stopped, long)
@@ -199,9 +205,9 @@ class Resume(Callback):
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
         self.validation_started = time.perf_counter()
-        if self.unvalidated and not trainer.sanity_checking:
-            state.at_validation(trainer, self.unvalidated)
-            self.unvalidated = None
+        if self.restored_validation and not trainer.sanity_checking:
+            state.at_validation(trainer, self.restored_validation)
+            self.restored_validation = None
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         # Otherwise a signal waits for the next training batch, and after the last one for train().
@@ -262,7 +268,7 @@ class Resume(Callback):
         self.seconds_to_save = self.saved_at - started
 
     def on_save_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
-        if not self.saving:  # but a ModelCheckpoint is, perhaps in the middle of a step
+        if not self.saving:  # a ModelCheckpoint's file, which is not to resume from
             return
         logged = [self.logged.state()] * trainer.world_size
         if trainer.world_size > 1:
@@ -278,8 +284,11 @@ class Resume(Callback):
         self.restored = None
         state.at_first_batch(trainer, saved)
         if self.same_run:
-            run = self.folder.path.resolve()
-            own = {path.resolve() for path in self.folder.checkpoints()}
-            state.of_the_same_run(trainer, saved, run, own)
+            state.at_first_batch_of_same_run(trainer, saved)
+            self._remove_later_files(trainer, saved["files"])
             self.saved_step = trainer.global_step
         self.logged.restore(saved["logged"][trainer.global_rank % len(saved["logged"])])
+
+    def _remove_later_files(self, trainer: Trainer, known: list[list[str]] | None) -> None:
+        own = {path.resolve() for path in self.folder.checkpoints()}
+        state.remove_later_files(trainer, self.folder.path.resolve(), own, known)

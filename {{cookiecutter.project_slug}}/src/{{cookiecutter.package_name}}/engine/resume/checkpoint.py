@@ -97,7 +97,7 @@ def is_loadable(path: Path) -> bool:
     return checksum_matches(path)
 
 
-def refuse_another_run(path: Path, task: LightningModule, cfg: DictConfig) -> None:
+def refuse_unfit_checkpoint(path: Path, task: LightningModule, cfg: DictConfig) -> None:
     """Say why a run of `cfg` cannot resume from the checkpoint of another one.
 
     Raises:

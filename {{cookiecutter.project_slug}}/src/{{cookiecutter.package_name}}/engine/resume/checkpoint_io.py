@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class CheckpointIO(TorchCheckpointIO):
     """Lightning's, with whole files, and a warning in place of an end when the disk is full.
 
-    Weights without the optimizer, such as the best, are kept in memory until they can be written:
-    no later file takes their place. A checkpoint to resume from is not, since a newer one will.
+    Weights without the optimizer, such as the best, are kept in memory until they can be written.
+    Checkpoints to resume from are dropped instead: a newer one follows.
 
     Args:
         config: the run's, as plain data; every file gets it under the key `run`.
@@ -43,7 +43,7 @@ class CheckpointIO(TorchCheckpointIO):
         weights_only = "optimizer_states" not in checkpoint
         self.unwritten.pop(Path(path), None)
         for earlier in list(self.unwritten):
-            # Before the next one: that would say that this one is there.
+            # Write held-back files first: the new checkpoint's callback states name them.
             if not self._write(self.unwritten[earlier], earlier):
                 if weights_only:
                     self.unwritten[Path(path)] = copy.deepcopy(checkpoint)

@@ -1,4 +1,4 @@
-"""Batches before which a checkpoint is taken, whatever the time."""
+"""When a checkpoint is due for a reason other than time."""
 
 from lightning import Trainer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning
 
-CHECKED = "2.6"  # the version of Lightning that tests/exact of the template has run with
+CHECKED = "2.6"  # the version of Lightning that the template's tests cover
 IS_CHECKED = lightning.__version__.startswith(f"{CHECKED}.")
 # name: (why it is needed, what happens when it is gone)
 INTERNALS = {

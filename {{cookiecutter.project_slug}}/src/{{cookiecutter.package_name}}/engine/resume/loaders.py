@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from .position import GENERATORS, Position, number, seed_all, seed_one
+from .position import GENERATORS, Position, seed_all, seed_from, seed_one
 from .tensor_rows import identity_collate, tensor_rows
 
 CPU = torch.device("cpu")
 
 
 class ResumableLoader:
-    """Stands for a user's loader while `fit` runs; the user's own object is not changed.
+    """Stands for a user's loader while `fit` runs.
+
+    The user's own object is not changed (but for a DistributedSampler, which is seeded).
 
     `trainer.train_dataloader` is one of these. It has the batches, the length and the attributes
     (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`. It is not an
@@ -41,7 +43,7 @@ class ResumableLoader:
         self.loader, self.trainer, self.position = loader, trainer, position
         self.num_workers: int = getattr(loader, "num_workers", 0)
         self.on_cuda = trainer.strategy.root_device.type == "cuda"
-        # The present pass over the data: its place, the batches to skip, and its length at its end.
+        # Of the current pass: seed place, batches to skip, and (once it has ended) its length.
         self.place: tuple[Any, ...] = ()
         self.skip = self.length = 0
         # When the last pass has ended: the epoch, the batches that were given in it, and how many
@@ -65,7 +67,7 @@ class ResumableLoader:
             name = "sampler" if loader.batch_sampler is None else "batch_sampler"
             changed[name] = SeededSampler(getattr(loader, name), self)
             if isinstance(loader.sampler, DistributedSampler):
-                self._share_out(loader.sampler)
+                self._seed_distributed_sampler(loader.sampler)
             if rows := tensor_rows(loader, self.trainer):
                 changed["dataset"], changed["collate_fn"] = rows, identity_collate
                 self.in_memory = True
@@ -77,9 +79,9 @@ class ResumableLoader:
             changed["pin_memory"] = True
         return seeded
 
-    def _share_out(self, sampler: "DistributedSampler[Any]") -> None:
+    def _seed_distributed_sampler(self, sampler: "DistributedSampler[Any]") -> None:
         # PyTorch adds the epoch to the seed, so neighbouring seeds would share their orders.
-        sampler.seed = number(self.position.seed, "order")
+        sampler.seed = seed_from(self.position.seed, "order")
         if self.loader.drop_last:
             # Otherwise PyTorch repeats a few samples, so that all ranks have as many.
             sampler.drop_last = True

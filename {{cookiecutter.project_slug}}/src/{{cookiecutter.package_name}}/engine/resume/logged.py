@@ -17,8 +17,8 @@ from .internals import read, write
 class Logged:
     """The sums, the metrics' states and the last values of the training epoch.
 
-    After a resume nothing of it stands in Lightning until the task logs it again: the sum from
-    before is then added. What is not logged again is logged once at the epoch's end.
+    After a resume Lightning starts every sum at zero. The saved part is added when the task first
+    logs the key; a key that is not logged again is logged once at the epoch's end.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -81,7 +81,7 @@ class Logged:
                 setattr(result, key, add(value.to(result.device), getattr(result, key)))
 
     def end_epoch(self) -> None:
-        """Log what was not logged again since the resume: nothing, to which the sum is added."""
+        """Log a zero for keys not logged since the resume, so that the saved part is added."""
         left, self.pending = list(self.pending.values()), {}
         for saved in left:
             name, value = saved["name"], saved["state"].get("value")

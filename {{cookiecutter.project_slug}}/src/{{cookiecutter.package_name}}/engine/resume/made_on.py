@@ -22,7 +22,7 @@ def made_on(trainer: Trainer, device_name: str) -> dict[str, Any]:
     }
 
 
-def compare(saved: dict[str, Any], here: dict[str, Any], *, same_run: bool) -> None:
+def warn_if_not_exact(saved: dict[str, Any], here: dict[str, Any], *, same_run: bool) -> None:
     """Warn if a resume cannot give the same bits.
 
     Raises:
@@ -34,7 +34,8 @@ def compare(saved: dict[str, Any], here: dict[str, Any], *, same_run: bool) -> N
             f" trainer.devices={saved['devices']}, or resume=never to start a new run, or"
             " ckpt_path=CHECKPOINT to resume all the same."
         )
-    ignored = {"threads"} if here["accelerator"] != "cpu" else set()  # they compute nothing
+    # On a GPU, CPU threads do not change the bits.
+    ignored = {"threads"} if here["accelerator"] != "cpu" else set()
     other = [what for what in here if what not in ignored and saved.get(what) != here[what]]
     if other:
         was, now = (", ".join(f"{what} {of[what]}" for what in other) for of in (saved, here))

@@ -36,7 +36,7 @@ class Position:
         return self.epoch == epoch and self.batch >= 0
 
 
-def number(*place: Any) -> int:
+def seed_from(*place: Any) -> int:
     """A number below 2**32 that follows from `place`, in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest(), "little")
 
@@ -46,7 +46,7 @@ def seed_all(device: torch.device, *place: Any) -> None:
 
     `torch.manual_seed` asks every backend that there is, and takes 300 us.
     """
-    seed = number(*place)
+    seed = seed_from(*place)
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
@@ -56,7 +56,7 @@ def seed_all(device: torch.device, *place: Any) -> None:
 
 def seed_one(generator: Any, *place: Any) -> None:
     """Seed a generator of PyTorch, Python or NumPy that belongs to somebody."""
-    seed = number(*place)
+    seed = seed_from(*place)
     if isinstance(generator, torch.Generator):
         generator.manual_seed(seed)
     elif isinstance(generator, np.random.Generator):

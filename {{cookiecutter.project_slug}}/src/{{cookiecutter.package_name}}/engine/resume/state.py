@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.parsing import (
 from torch import Tensor
 from torch.nn.utils import prune
 
+from ..files import remove
 from .internals import read, write
 
 SHOWN = ("callback_metrics", "logged_metrics", "progress_bar_metrics")  # of the trainer
@@ -33,7 +34,11 @@ KEEPER = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_unti
 
 
 def gather(trainer: Trainer) -> dict[str, Any]:
-    """Called at the start of a batch."""
+    """Return what Lightning leaves out, at the start of a batch.
+
+    `found` holds what a learning rate or batch size finder has set, `shown` the trainer's metrics,
+    `eval` the modules in evaluation mode, `fixed` those that do not track running statistics.
+    """
     task, fit_loop = trainer.lightning_module, trainer.fit_loop
     val_loop = fit_loop.epoch_loop.val_loop
     modules, parameters = dict(task.named_modules()), dict(task.named_parameters())
@@ -49,8 +54,10 @@ def gather(trainer: Trainer) -> dict[str, Any]:
         "shown": {name: dict(getattr(trainer, name)) for name in SHOWN},
         "rows": [getattr(logger, "resume_rows", None) for logger in trainer.loggers],
         "found": {name: lightning_getattr(task, name) for name in _found_by_search(trainer)},
-        "keepers": [{name: read(one, name) for name in KEEPER} for one in keepers(trainer)],
-        "files": [sorted(path.name for path in _files(one)) for one in keepers(trainer)],
+        "keepers": [
+            {name: read(one, name) for name in KEEPER} for one in model_checkpoints(trainer)
+        ],
+        "files": [sorted(path.name for path in _files(one)) for one in model_checkpoints(trainer)],
         "groups": [
             [[names.get(id(one)) for one in group["params"]] for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
@@ -76,7 +83,7 @@ def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
 
 
 def before_optimizer_states(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Put back the masks of ModelPruning, and add the parameter groups that a callback had added."""
+    """Put back the masks of ModelPruning, and add parameter groups that a callback had added."""
     for name, (mask, original) in saved["masks"].items():
         owner, _, tensor = name.rpartition(".")
         module = trainer.lightning_module.get_submodule(owner)
@@ -126,25 +133,34 @@ def at_first_batch(trainer: Trainer, saved: dict[str, Any]) -> None:
             parameter.grad = saved["gradients"][name].to(parameter.device)
 
 
-def of_the_same_run(trainer: Trainer, saved: dict[str, Any], folder: Path, own: set[Path]) -> None:
-    """Put back, at the first batch, what belongs to the run's own folder and settings.
-
-    Args:
-        folder: of the run; nothing outside it is deleted.
-        own: the checkpoints of this room, which stay.
-    """
+def at_first_batch_of_same_run(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Put back, at the first batch, what belongs to the run's own folder and settings."""
     trainer.accumulate_grad_batches = saved["accumulate"]
     for logger, rows in zip(trainer.loggers, saved["rows"], strict=False):
         if rows is not None and hasattr(logger, "resume_rows"):
             logger.resume_rows = rows
-    states = zip(keepers(trainer), saved["keepers"], saved["files"], strict=False)
-    for keeper, values, files in states:
+    for keeper, values in zip(model_checkpoints(trainer), saved["keepers"], strict=False):
         for name, value in values.items():
             write(keeper, name, value)
+
+
+def remove_later_files(
+    trainer: Trainer, folder: Path, own: set[Path], known: list[list[str]] | None
+) -> None:
+    """Remove files that a ModelCheckpoint wrote after the checkpoint that is resumed.
+
+    Training will write them again. Until then Lightning would choose another name, with `-v1`.
+
+    Args:
+        folder: of the run; nothing outside it is removed.
+        own: the step_*.ckpt files, which stay.
+        known: the names at the time of the checkpoint, by ModelCheckpoint; None: training starts.
+    """
+    names = known or [[] for _ in model_checkpoints(trainer)]
+    for keeper, kept in zip(model_checkpoints(trainer), names, strict=False):
         for path in _files(keeper) if trainer.is_global_zero else ():
-            # It is of after the checkpoint: the same file would now get another name.
-            if folder in path.parents and path.name not in files and path not in own:
-                path.unlink()
+            if folder in path.parents and path.name not in kept and path not in own:
+                remove(path)
 
 
 def at_validation(trainer: Trainer, saved: dict[str, Any]) -> None:
@@ -158,7 +174,7 @@ def at_validation(trainer: Trainer, saved: dict[str, Any]) -> None:
         read(val_loop, "_seen_batches_per_dataloader", {}).update(saved["validation_steps"])
 
 
-def keepers(trainer: Trainer) -> list[ModelCheckpoint]:
+def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     return [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
 
 
@@ -167,7 +183,7 @@ def move_keepers(trainer: Trainer, checkpoint: dict[str, Any], *, same_run: bool
 
     Lightning forgets all of them but the best one, whose old path it keeps.
     """
-    for keeper in keepers(trainer):
+    for keeper in model_checkpoints(trainer):
         state = checkpoint["callbacks"].get(keeper.state_key)
         if state is None or keeper.dirpath == state["dirpath"]:
             continue

@@ -1,6 +1,6 @@
-"""One run's folder, `<runs_dir>/<name>-<identity>`, and what stands in it.
+"""One run's folder, `<runs_dir>/<name>-<id>`, and what is in it.
 
-Nothing here imports torch, so that a run that is not there is said at once.
+Nothing here imports torch, so that a missing run is reported at once.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # what it needs takes long to load
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 10  # until a folder counts as taken
-START = {"config.yaml", "log.txt", "lock"}  # what a folder has before anything is trained
-LOG = "log.txt of the run"  # the name of its handler
+ONLY_STARTED = {"config.yaml", "log.txt", "lock"}  # what a folder has before anything is trained
+LOG_HANDLER = "log.txt of the run"  # the name of its handler
 
 
 class RunFolder:
@@ -83,10 +83,10 @@ class RunFolder:
 
     # The copy at a URL.
 
-    def fetch(self, *, steps: bool = True) -> None:
-        """Bring here what another machine has left of the run, if `runs_dir` is a URL."""
+    def fetch(self, *, with_checkpoints: bool = True) -> None:
+        """Download what another machine has left of the run, if `runs_dir` is a URL."""
         if self.mirror is not None:
-            self.mirror.fetch(steps=steps)
+            self.mirror.fetch(with_checkpoints=with_checkpoints)
 
     def push(self) -> None:
         """Copy what is new to the URL, in the background."""
@@ -94,10 +94,10 @@ class RunFolder:
             self.mirror.push()
 
     def share(self, what: str, *, in_parts: bool = False) -> None:
-        """Give hosts that do not see the first one's disk what it has, through the copy.
+        """Send rank 0's files to hosts without a shared disk, by way of the URL.
 
         Args:
-            what: a name known to all ranks; each is used once.
+            what: key of this exchange, the same on every rank and used once.
             in_parts: every rank writes a part of each checkpoint.
         """
         if self.mirror is None or (torchrun_layout() or (1, 1))[1] == 1:
@@ -109,7 +109,7 @@ class RunFolder:
             )
         seen = from_rank_zero(f"shared {what}", self.mirror.share)
         if seen is not None and not seen.exists():
-            self.mirror.fetch(to_the_last_file=True)
+            self.mirror.fetch(even_if_behind=True)
 
     # How a run begins and ends.
 
@@ -148,7 +148,7 @@ class RunFolder:
         Raises:
             UserError: another process trains in it, or it cannot be written.
         """
-        # With patience, since the workers of a process that was killed hold it until they notice.
+        # Loader workers of a killed process keep the lock for some seconds.
         lock = FileLock(self.lock, timeout=LOCK_SECONDS)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class RunFolder:
                     yield
                 self.prune()  # what could not be removed while it was copied
         except Exception:
-            if {path.name for path in self.path.iterdir()} <= START:  # nothing was trained
+            if {path.name for path in self.path.iterdir()} <= ONLY_STARTED:  # nothing was trained
                 self.close_log()
                 self.config.unlink(missing_ok=True)
                 self.log.unlink(missing_ok=True)
@@ -201,14 +201,14 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log_file.name = LOG
+        log_file.name = LOG_HANDLER
         self.close_log()  # of the run before, where one process has several
         logging.getLogger().addHandler(log_file)
         logging.getLogger(ROOT).setLevel(logging.DEBUG)  # of which a console shows INFO
 
     def close_log(self) -> None:
         root = logging.getLogger()
-        for handler in [one for one in root.handlers if one.name == LOG]:
+        for handler in [one for one in root.handlers if one.name == LOG_HANDLER]:
             root.removeHandler(handler)
             handler.close()
 
@@ -218,7 +218,7 @@ class RunFolder:
         """Write metrics.json, which makes the run a finished one.
 
         Args:
-            metrics: what the run is worth.
+            metrics: the results.
             limits: how long it was trained.
             checkpoint: whose weights were tested.
         """
@@ -244,9 +244,9 @@ def find(where: str, runs_dir: str) -> tuple[RunFolder, Path]:
     """
     path = Path(where)
     if is_url(where) or (where == "latest" and is_url(runs_dir)):
-        from ..remote.mirror import bring
+        from ..remote.mirror import download_for_use
 
-        path = bring(where, runs_dir)
+        path = download_for_use(where, runs_dir)
     elif where == "latest":
         used = Path(runs_dir).glob("*/checkpoints/*.ckpt")
         path = max(used, key=lambda file: file.stat().st_mtime, default=path).parent.parent

@@ -16,7 +16,7 @@ from .. import device
 from ..errors import UserError
 from ..files import is_url, on_this_machine
 from ..parallel.torchrun import (
-    CHOSEN,
+    RUN_FOLDER_VARIABLE,
     from_rank_zero,
     is_rank_zero,
     launch,
@@ -64,7 +64,7 @@ class Run:
 
     def launch(self) -> dict[str, float]:
         """Train in one process a device, started by torchrun, and return their results."""
-        assert self.config  # what it refuses is said once
+        _ = self.config  # what it refuses is said here, by one process
         launch(self.settings.num_devices, self.folder.path)
         logging.disable(logging.INFO)  # the processes have shown the results
         return self.folder.results(training_limits(self.requested)) or {}
@@ -91,7 +91,7 @@ class Run:
         log.info(f"{line}; writing to {self.folder.path}")
         self._mention_unfinished()
 
-    def describe(self, task: Any, *, compiled: bool, resume_from: Path | None) -> None:
+    def log_start(self, task: Any, *, compiled: bool, resume_from: Path | None) -> None:
         """Say what is trained, and where it begins."""
         count = sum(parameter.numel() for parameter in task.parameters())
         log.info(f"{type(task).__name__}: {count:,} parameters{', compiled' * compiled}")
@@ -134,7 +134,7 @@ def open_run(cfg: DictConfig) -> Run:
     settings = device.resolve(device.requested(cfg), device.probe())
     logging.disable(logging.NOTSET if is_rank_zero() else logging.WARNING)  # only rank 0 logs
     folder, limits = run_folder(cfg), training_limits(cfg)
-    folder.fetch(steps=False)
+    folder.fetch(with_checkpoints=False)
     finished = from_rank_zero(
         "finished", lambda: folder.metrics if folder.results(limits) else None
     )
@@ -178,8 +178,8 @@ def _class_name(cfg: DictConfig) -> str:
 
 def _new(path: Path, cfg: DictConfig) -> Path:
     """Return the first of `path`, `path`-2, `path`-3, ... that does not exist."""
-    if CHOSEN in os.environ:  # by the process that has started torchrun
-        return Path(os.environ[CHOSEN])
+    if RUN_FOLDER_VARIABLE in os.environ:  # by the process that has started torchrun
+        return Path(os.environ[RUN_FOLDER_VARIABLE])
     taken: set[str] = set()
     if is_url(cfg.runs_dir):
         from ..remote.url import Folder
@@ -192,7 +192,10 @@ def _new(path: Path, cfg: DictConfig) -> Path:
 
 
 def validate(cfg: DictConfig) -> None:
-    """Refuse values that would be taken for something else, or fail after an hour."""
+    """Refuse values that would be taken for something else, or fail after an hour.
+
+    Types are checked by cli.check_types, devices by device/policy.py.
+    """
     for key, allowed in (("resume", ("auto", "never", "must")), ("mode", ("min", "max"))):
         if cfg[key] not in allowed:
             raise UserError(f"{key}={cfg[key]} must be one of: {', '.join(allowed)}.")

@@ -24,8 +24,8 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferred = False
-        # seconds in which a second signal is the first one, which torchrun has passed on
-        self.again = 2 if torchrun_layout() else 0
+        # Seconds in which torchrun's copy of the same signal is ignored.
+        self.ignore_repeats = 2 if torchrun_layout() else 0
         self._since = 0.0
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -35,7 +35,7 @@ class Signals:
         return self
 
     def take_over(self) -> None:
-        """Also where Lightning would put its own handler for SIGTERM in front."""
+        """Install the handlers; called again after Lightning has installed its own."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets only the main thread handle signals
         for name in SIGNALS:
@@ -53,7 +53,7 @@ class Signals:
         if os.getpid() != self._process:
             return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
         if self.received is not None:
-            if time.monotonic() - self._since < self.again:
+            if time.monotonic() - self._since < self.ignore_repeats:
                 return
             os._exit(128 + number)
         self.received, self._since = number, time.monotonic()

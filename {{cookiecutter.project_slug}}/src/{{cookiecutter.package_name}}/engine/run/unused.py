@@ -1,11 +1,11 @@
-"""What of the config a task does not use: one with optimizers of its own may ignore the groups."""
+"""Find config groups (model, optimizer, scheduler) that nothing refers to."""
 
 import re
 
 from omegaconf import DictConfig, OmegaConf
 
 GROUPS = ("model", "optimizer", "scheduler")
-BUILT = ("data", "task", "trainer", "callbacks", "show", "logger")
+REFERRING = ("data", "task", "trainer", "callbacks", "show", "logger")
 
 
 def unused_groups(cfg: DictConfig) -> list[str]:
@@ -17,7 +17,7 @@ def unused_groups(cfg: DictConfig) -> list[str]:
     config = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(config, dict)
     there = [group for group in GROUPS if config.get(group)]
-    text = str([config.get(group) for group in BUILT])
+    text = str([config.get(group) for group in REFERRING])
     for _ in GROUPS:  # a scheduler may refer to the optimizer
         text += str([config[group] for group in there if _refers(text, group)])
     return [group for group in there if not _refers(text, group)]

@@ -32,7 +32,7 @@ def install(task: LightningModule) -> bool:
 class Known(NamedTuple):
     """A key that was logged before."""
 
-    place: Any  # the trainer and its stage
+    stage: Any  # the trainer, and what it does
     asked: Any  # the call's options
     results: Any  # Lightning's _ResultCollection of this stage
     loader: int | None  # of several validation loaders
@@ -55,13 +55,13 @@ class FastLog:
         trainer: Any = self.task._trainer
         hook: Any = self.task._current_fx_name
         key = f"{hook}.{name}"
-        place = trainer and (trainer, trainer.state.fn, trainer.state.stage)
+        stage = trainer and (trainer, trainer.state.fn, trainer.state.stage)
         asked = args, options, batch_size is None
         known = self.known.get(key)
         if (
             known is None
             or known.result.has_reset  # at the start of an epoch
-            or known.place != place
+            or known.stage != stage
             or known.asked != asked
             or known.loader != known.results.dataloader_idx
             or trainer._logger_connector.should_reset_tensors(hook)
@@ -69,7 +69,7 @@ class FastLog:
         ):
             given = options if batch_size is None else {**options, "batch_size": batch_size}
             LightningModule.log(self.task, name, value, *args, **given)
-            self._remember(key, place, asked)
+            self._remember(key, stage, asked)
             return
         result = known.result
         size = known.results._extract_batch_size(result, batch_size, result.meta)
@@ -78,14 +78,14 @@ class FastLog:
         result._update_count, result._computed = result._update_count + 1, None
         trainer._logger_connector._current_fx = hook
 
-    def _remember(self, key: str, place: Any, asked: Any) -> None:
-        results: Any = place and place[0]._results
+    def _remember(self, key: str, stage: Any, asked: Any) -> None:
+        results: Any = stage and stage[0]._results
         if results is None:
             return
         loader = results.dataloader_idx
         result = results.get(key if loader is None else f"{key}.{loader}")
         if result is not None and result.is_tensor and not result.meta.enable_graph:
-            self.known[key] = Known(place, asked, results, loader, result)
+            self.known[key] = Known(stage, asked, results, loader, result)
 
 
 def as_scalar(value: Any, like: torch.Tensor) -> torch.Tensor | None:

@@ -40,7 +40,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 CHECKED = ("2.6.",)
-BACKWARD = SingleDeviceStrategy.backward  # somebody may replace it
+BACKWARD = SingleDeviceStrategy.backward  # a plugin may patch it: then Lightning's loop runs
 PRECISIONS = (Precision, HalfPrecision, MixedPrecision)
 TRANSFER_HOOKS = (
     "on_before_batch_transfer",
@@ -191,6 +191,7 @@ class FastLoop(_TrainingEpochLoop):
         progress.is_last_batch = data_fetcher.done
         batch = hooks.move(batch)
         progress.increment_ready()
+        # None -> True -> False, as in Lightning
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
 

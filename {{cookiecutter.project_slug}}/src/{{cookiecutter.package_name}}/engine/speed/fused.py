@@ -1,4 +1,4 @@
-"""Step vanilla optimizers in one fused kernel, where PyTorch has that kernel and nobody chose.
+"""Step vanilla optimizers in one fused kernel, unless the user set `fused`, `foreach` or the like.
 
 An optimizer that is not fused calls a dozen kernels for each parameter. In a small model, that is
 most of the step. `task.configure_optimizers` stays as in Lightning's documentation: PyTorch reads

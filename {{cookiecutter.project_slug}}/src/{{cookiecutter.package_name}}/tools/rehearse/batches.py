@@ -92,7 +92,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def given(datamodule: LightningDataModule, taken: dict[str, Any]) -> Iterator[None]:
-    """Give these batches in place of the datamodule's own, and leave its other hooks as they are."""
+    """Give these batches in place of the datamodule's own, and leave its other hooks alone."""
     with contextlib.ExitStack() as stack:
         for split in STAGES:
             loaders = taken.get(split)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ...engine import device
 from ...engine.speed.fused import FusedOptimizers
-from ...engine.trainer import build_data, build_task, log_separately
+from ...engine.trainer import allow_equal_hparam_names, build_data, build_task
 from .findings import Verdict
 from .parity import compare
 from .policy import settings_for
@@ -31,7 +31,7 @@ class Experiment:
 
         def build() -> LightningModule:
             task = build_task(resolved)
-            log_separately(task, datamodule)
+            allow_equal_hparam_names(task, datamodule)
             return task
 
         rehearser = Rehearser(

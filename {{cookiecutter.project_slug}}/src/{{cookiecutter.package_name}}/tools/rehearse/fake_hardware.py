@@ -1,9 +1,9 @@
-"""What PyTorch says of the hardware during a rehearsal: the answers of the target, never a driver's.
+"""What PyTorch says of the hardware during a rehearsal: the target's answers, never a driver's.
 
 A build for CUDA asks the driver where a build for the CPU does not: an optimizer asks whether the
-current stream is being captured as soon as there seems to be a GPU. The answers here are the same for
-every build and every machine. A question that has none here is answered by PyTorch itself, and its
-error makes the verdict `unknown`: see `asked_the_driver`.
+current stream is being captured as soon as there seems to be a GPU. The answers here are the same
+for every build and every machine. A question that has none here is answered by PyTorch itself, and
+its error makes the verdict `unknown`: see `asked_the_driver`.
 """
 
 import contextlib
@@ -90,7 +90,8 @@ def fake_hardware(target: str, event: Event, on_autocast: Callable[[int], None])
 def _for_every_target(target: str, on_autocast: Callable[[int], None]) -> dict[str, Any]:
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
 
-    # Autocast looks at a tensor's device in C++, where a stand-in is a meta tensor: it is only noted.
+    # Autocast looks at a tensor's device in C++, where a stand-in is a meta tensor, so it is only
+    # noted.
     def enter_autocast(autocast: Any) -> Any:
         on_autocast(int(autocast._enabled))
         return autocast if autocast.device == "cpu" else enter(autocast)

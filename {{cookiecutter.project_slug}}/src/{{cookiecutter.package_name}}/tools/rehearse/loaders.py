@@ -1,4 +1,4 @@
-"""What worker processes cannot be given, and options of a DataLoader that a target does not take."""
+"""What worker processes cannot be given, and DataLoader options that a target does not take."""
 
 import inspect
 import io

@@ -266,7 +266,7 @@ def _call(
 
 
 def _laid_out_like(leaf: Tensor, own: Tensor) -> Tensor:
-    """Return values in the layout of their stand-in: some convolutions prefer another on the CPU."""
+    """Return values in the layout of their stand-in: on the CPU some convolutions use another."""
     if own.layout != torch.strided or own.stride() == leaf.stride():
         return own
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=own.dtype).copy_(own)

@@ -195,7 +195,7 @@ def _kept(tensor: Tensor) -> Tensor:
 
 
 def _apart(expected: Tensor, found: Tensor | None, floor: float, free: float) -> float:
-    """Return the relative size of the difference, beyond `free`; sizes below `floor` count as that."""
+    """Return the relative difference, beyond `free`; sizes below `floor` count as `floor`."""
     if found is None or expected.shape != found.shape:
         return math.inf
     difference = (expected - found).abs().sub(free).clamp(min=0).norm().item()

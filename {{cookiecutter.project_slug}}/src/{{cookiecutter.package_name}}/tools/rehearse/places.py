@@ -50,7 +50,7 @@ def _library(file: str) -> str:
 
 
 def current() -> tuple[Place | None, str]:
-    """Return the innermost line of the user's code, and the library that acts between it and here."""
+    """Return the innermost line of the user's code, and the library that it has called."""
     frame: FrameType | None = sys._getframe(1)
     through = ""
     while frame is not None:

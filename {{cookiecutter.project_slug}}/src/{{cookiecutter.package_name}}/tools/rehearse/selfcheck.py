@@ -1,6 +1,6 @@
 """One step that is known to be sound and one that is known to be faulty, before anything is judged.
 
-A rehearsal stands on private parts of PyTorch, which a new version or another build can change. Where
+A rehearsal uses private parts of PyTorch, which a new version or another build can change. If
 either step comes out wrong, nothing that a rehearsal says can be trusted.
 """
 
@@ -62,8 +62,8 @@ def untrusted(target: str, precision: str) -> Finding | None:
             return Finding(
                 "undecided",
                 "unknown",
-                f"rehearse does not work with PyTorch {torch.__version__} here: of a step known to be"
-                f" {task.__name__.lower()} it says: {said}",
+                f"rehearse does not work with PyTorch {torch.__version__} here: of a step known to"
+                f" be {task.__name__.lower()} it says: {said}",
                 "train on the device itself, and report this",
             )
     return None

@@ -19,7 +19,7 @@ FIX = "leave it to Lightning, or use self.device, or a tensor's own .device"
 
 
 def vendor_literals(files: Iterable[Path]) -> list[Finding]:
-    """Return a warning for each. If such a line runs on another device, the steps show the failure."""
+    """Return a warning for each. If such a line runs on another device, the steps will fail."""
     return [
         Finding("vendor", "warning", said, FIX, str(file), line)
         for file in sorted(set(files))

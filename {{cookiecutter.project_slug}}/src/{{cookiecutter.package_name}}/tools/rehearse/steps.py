@@ -91,7 +91,7 @@ def _pretending(recorder: Recorder, mode: MetaMode) -> Iterator[None]:
         stack.enter_context(quiet_lightning())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(fake_hardware(mode.target.type, recorder.event, mode.note_autocast))
-        # In one thread: modes are of a thread, and nodes must come in the order of the forward pass.
+        # In one thread: modes belong to a thread, and nodes must come in the forward pass's order.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_parameters_stay_themselves())
         stack.enter_context(_shown_to(recorder))

@@ -139,7 +139,7 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """Floating-point operations of a training step, forward and backward, for each token.
 
-        6 N + 12 layers * width * context, as in appendix B of PaLM (https://arxiv.org/abs/2204.02311):
+        6 N + 12 layers * width * context (PaLM, appendix B, https://arxiv.org/abs/2204.02311).
         N: all weights but the position embedding, which is only looked up. Attention counts whole,
         although a causal one needs half of it. What is recomputed does not count.
         """
