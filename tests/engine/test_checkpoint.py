@@ -126,7 +126,7 @@ def test_predict_without_an_input_takes_lightnings_predict_dataloader(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def predict_dataloader(datamodule: Any) -> DataLoader[Any]:
-        return DataLoader(datamodule.splits["test"], 100)
+        return DataLoader(datamodule.splits["test"], batch_size=100)
 
     monkeypatch.setattr(DigitsDataModule, "predict_dataloader", predict_dataloader)
     cfg = compose_config("predict", "run=latest", f"output={tmp_path.as_posix()}/out.pt")
