@@ -173,6 +173,16 @@ def test_killed_while_saving(wanted: Any, run: Path) -> None:
     assert not differences(wanted(STEP), found)
 
 
+def test_killed_before_its_first_checkpoint(wanted: Any, run: Path) -> None:
+    fault = Fault(Place("on_train_batch_end", 2, 1), run / "note", kill=True)
+    assert start(run, STEP, fault, every=10**6)[0] == -signal.SIGKILL
+    assert [*run.glob("kept/*.ckpt")]  # which Lightning would keep beside new ones, as -v1
+    assert checkpoints(run) == []
+    status, found = start(run, STEP, every=10**6)
+    assert status == 0, found
+    assert not differences(wanted(STEP), found)
+
+
 def test_a_folder_that_has_moved(wanted: Any, run: Path) -> None:
     fault = Fault(Place("on_train_batch_end", 2, 1), run / "note", kill=True)
     assert start(run, STEP, fault, every=2)[0] == -signal.SIGKILL
