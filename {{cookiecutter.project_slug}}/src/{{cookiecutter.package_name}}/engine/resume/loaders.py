@@ -15,7 +15,14 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from .position import GENERATORS, Position, seed_all, seed_from, seed_one
@@ -65,9 +72,13 @@ class ResumableLoader:
         changed = vars(seeded)  # since a DataLoader refuses to set most of its attributes
         if self.by_index:
             name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-            changed[name] = SeededSampler(getattr(loader, name), self)
+            sampler = getattr(loader, name)
             if isinstance(loader.sampler, DistributedSampler):
                 self._seed_distributed_sampler(loader.sampler)
+                if type(loader.sampler) is DistributedSampler and type(sampler) is BatchSampler:
+                    sampler = copy.copy(sampler)
+                    sampler.sampler = RankShare(loader.sampler)
+            changed[name] = SeededSampler(sampler, self)
             if rows := tensor_rows(loader, self.trainer):
                 changed["dataset"], changed["collate_fn"] = rows, identity_collate
                 self.in_memory = True
@@ -182,6 +193,27 @@ def flattened(loaders: Any) -> list[Any]:
 
 def index_of(loader: Any, loaders: list[Any]) -> int | None:
     return next((index for index, one in enumerate(loaders) if one is loader), None)
+
+
+class RankShare(Sampler[int]):
+    """This rank's share of the order that a single device has.
+
+    So a global batch is the same samples on any number of devices; PyTorch's DistributedSampler
+    would draw another order.
+    """
+
+    def __init__(self, sampler: "DistributedSampler[Any]") -> None:
+        self.sampler = sampler
+        data: Any = sampler.dataset
+        self.order = RandomSampler(data) if sampler.shuffle else SequentialSampler(data)
+
+    def __len__(self) -> int:
+        return self.sampler.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        whole = itertools.cycle(list(self.order))  # repeats a few samples, or leaves a few out
+        share = itertools.islice(whole, self.sampler.total_size)
+        return itertools.islice(share, self.sampler.rank, None, self.sampler.num_replicas)
 
 
 class SeededSampler:
