@@ -4,9 +4,10 @@
     python -m <package> predict run=runs/NAME-1a2b3c4d input=... output=FILE
     python -m <package> predict run=best.ckpt input=...
 
-What an input is, and how predictions are written, is for the datamodule to say. Without `input`,
-its `predict_dataloader` is used as in Lightning: the list of what `predict_step` returns goes to
-predictions.pt, unless a callback such as BasePredictionWriter writes it.
+The datamodule reads `input` (`read_inputs`), writes predictions (`write_predictions`) and names
+their file (`predictions_file`). Without `input`, its `predict_dataloader` is used as in Lightning:
+the list of what `predict_step` returns goes to predictions.pt, unless a callback such as
+BasePredictionWriter writes it.
 """
 
 import contextlib

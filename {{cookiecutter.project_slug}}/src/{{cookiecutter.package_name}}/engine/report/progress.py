@@ -27,7 +27,7 @@ def progress() -> ProgressBar:
 
 
 class OneLineMetrics(MetricsTextColumn):
-    """Lightning's, which breaks over several lines what a narrow terminal has no room for."""
+    """Lightning's metrics column, but in one line, cut where a narrow terminal ends."""
 
     def _generate_metrics_texts(self) -> Generator[str, None, None]:
         for text in super()._generate_metrics_texts():

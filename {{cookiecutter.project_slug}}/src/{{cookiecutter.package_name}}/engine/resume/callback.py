@@ -174,20 +174,24 @@ class Resume(Callback):
         due = last or self._is_due(trainer, batch_idx)
         stopped = self.signals.received is not None
         shortest = max(LONG_VALIDATION_SECONDS, self.seconds_to_save / MAX_OVERHEAD)
-        long = self.seconds_to_validate > shortest
-        validates = (long or several) and validation_follows(trainer, batch_idx)
-        long = long and validates
+        before_long_validation = self.seconds_to_validate > shortest
+        validates = (before_long_validation or several) and validation_follows(trainer, batch_idx)
+        before_long_validation = before_long_validation and validates
         if several:
-            # Steps are the same on all ranks. Seconds and signals are not, so due, stopped and long
-            # are agreed on.
-            known = last or validates or batch_idx == 0 or (due and self.every_n_steps is not None)
-            if known or self.agreement.is_time():
-                due, stopped, long = self.agreement.any(due, stopped, long)
+            # Steps are the same on all ranks. Seconds and signals are not, so the ranks agree on
+            # the three reasons to save.
+            same_on_all_ranks = (
+                last or validates or batch_idx == 0 or (due and self.every_n_steps is not None)
+            )
+            if same_on_all_ranks or self.agreement.is_time():
+                due, stopped, before_long_validation = self.agreement.any(
+                    due, stopped, before_long_validation
+                )
             else:
-                due = stopped = long = False
-        if (due or stopped or long) and (IS_CHECKED or batch_idx == 0):
+                due = stopped = before_long_validation = False
+        if (due or stopped or before_long_validation) and (IS_CHECKED or batch_idx == 0):
             self.save(trainer)
-            self.saved_before_validation = long
+            self.saved_before_validation = before_long_validation
         if stopped:
             self.signals.exit()
 

@@ -10,7 +10,7 @@ import lightning
 
 CHECKED = "2.6"  # the version of Lightning that the template's tests cover
 IS_CHECKED = lightning.__version__.startswith(f"{CHECKED}.")
-# name: (why it is needed, what happens when it is gone)
+# name: (why it is needed, what happens when it is gone). The texts are documentation only.
 INTERNALS = {
     "_FitLoop.batch_idx": (
         "it is right for training_step(dataloader_iter), too",

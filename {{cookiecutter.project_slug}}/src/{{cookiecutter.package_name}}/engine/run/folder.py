@@ -143,7 +143,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the folder, which is created if need be, against every other process.
+        """Create the folder if need be, and lock it against every other process.
 
         Raises:
             UserError: another process trains in it, or it cannot be written.

@@ -17,7 +17,7 @@ class GPT(nn.Module):
     """Layer norm before each part, and the embedding as the output layer, too.
 
     Args:
-        vocab_size: how many logits come out; more than there are tokens does no harm.
+        vocab_size: the number of logits; more than there are tokens does no harm.
         context: how many tokens it can look at.
         width: of the embeddings, divisible by `num_heads`.
         num_layers: blocks of attention and MLP.

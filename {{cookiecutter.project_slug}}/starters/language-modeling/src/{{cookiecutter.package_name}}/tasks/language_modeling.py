@@ -63,7 +63,8 @@ class LanguageModelingTask(L.LightningModule):
         """Return the tokens that the model writes after each prompt.
 
         Args:
-            batch: prompts (batch, time), and for each how many tokens the tokenizer has.
+            batch: prompts (batch, time), and for each the tokenizer's number of tokens, since
+                `vocab_size` of the model may be larger.
             batch_idx: not used.
         """
         generate: Any = self.model.generate
