@@ -100,7 +100,9 @@ class ResumableLoader:
             sampler.total_size = sampler.num_samples * sampler.num_replicas
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["loader"], name)
+        if name == "loader":  # of a copy that has no attributes yet
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader)
