@@ -1,5 +1,7 @@
 """The loader that stands for a user's: the same batches, and what a user sees of it."""
 
+import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +117,34 @@ def test_two_loaders_have_orders_and_noise_of_their_own(tmp_path: Path) -> None:
     assert status == 0, found
     assert not any(torch.equal(a, b) for a, b in found["seen"])
     assert len({round(float(a[0, 0]), 6) for a, _ in found["seen"]}) == 7
+
+
+def test_a_worker_ends_whose_process_was_killed_as_it_started() -> None:
+    read, write = os.pipe()
+    if not (process := os.fork()):
+        started: list[int] = []
+        start = engine("resume.loaders").WorkerStart(started.append)
+        if not os.fork():
+            while os.getppid() == start.parent:
+                time.sleep(0.01)
+            start(3)
+            os.write(write, b"lives")  # with PyTorch's own start it would live for ever
+        os._exit(0)
+    os.waitpid(process, 0)
+    os.close(write)
+    assert os.read(read, 10) == b""
+
+
+def test_a_worker_is_started_as_the_user_wants(tmp_path: Path) -> None:
+    def data() -> dict[str, Any]:
+        started = lambda worker: (tmp_path / str(worker)).touch()  # noqa: E731
+        return trained_on(DataLoader(Augmented(), 8, num_workers=2, worker_init_fn=started))
+
+    scenario = Scenario(Task, data, trainer={"max_epochs": 1})
+    status, found = forked(lambda: train(tmp_path, scenario), tmp_path / "out")
+    assert status == 0, found
+    assert (tmp_path / "0").exists()
+    assert (tmp_path / "1").exists()
 
 
 class OnTheGPU(torch.utils.data.Dataset[Any]):

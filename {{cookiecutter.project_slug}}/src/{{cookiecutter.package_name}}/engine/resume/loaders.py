@@ -6,7 +6,9 @@ position, for any number of workers. A DataLoader reads nothing to get into the 
 
 import copy
 import itertools
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -84,6 +86,9 @@ class ResumableLoader:
                 self.in_memory = True
         else:  # The random numbers of a persistent worker would go on from epoch to epoch.
             changed["persistent_workers"] = False
+        context: Any = loader.multiprocessing_context or multiprocessing
+        if self.num_workers and context.get_start_method() == "fork":
+            changed["worker_init_fn"] = WorkerStart(loader.worker_init_fn)
         every = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         unstable = every and loader.persistent_workers  # pytorch/pytorch issue 91252
         if self.on_cuda and self.num_workers and not unstable:
@@ -260,6 +265,23 @@ class SeededIndices:
 
     def __reduce__(self) -> Any:
         return unpickle_indices, self.contents
+
+
+class WorkerStart:
+    """The user's worker_init_fn, after which a worker ends if this process has been killed.
+
+    PyTorch 2.13 looks for the death of the parent only from then on. A worker that starts later
+    would wait for ever, and hold the lock of the run's folder, which a fork shares.
+    """
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.worker_init_fn, self.parent = worker_init_fn, os.getpid()
+
+    def __call__(self, worker_id: int) -> None:
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
+        if os.getppid() != self.parent:
+            os._exit(1)
 
 
 def unpickle_indices(indices: Any, place: tuple[Any, ...]) -> Any:
