@@ -39,13 +39,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import lightning as L
 import numpy as np
 import torch
+from built import synchronize
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset, random_split
 from torchmetrics import Accuracy, MaxMetric, MeanMetric
-
-from built import synchronize
 
 # The sizes of that template's job, MNIST, to whole batches: 430 steps an epoch, the first to warm up.
 TRAIN, VAL, BATCH, EPOCHS, LR = 55_040, 5_120, 128, 3, 0.001

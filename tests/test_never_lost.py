@@ -100,9 +100,7 @@ def test_a_language_model_survives_a_kill_a_signal_and_a_torn_write(
 def test_a_kill_while_ones_own_text_is_read_leaves_the_same_tokens(
     tmp_path: Path,
 ) -> None:
-    read = tried(
-        "language-modeling", tmp_path / "runs", "own_text", "killed_while_reading"
-    )
+    read = tried("language-modeling", tmp_path / "runs", "own_text", "killed_while_reading")
     assert not wrong(read)
     assert read[0]["kills"] == 5
     assert read[0]["in_writes"]

@@ -137,13 +137,13 @@ except* ValueError as error: raise error from None
 {**{}, "a": None}, [*[]], x[1:, ...]
 """
 EXTRACTED = """
-import ast, json, sys
+import ast, functools, json, sys
 from pathlib import Path
 functions = [
     node for node in ast.parse(Path(sys.argv[1]).read_text(encoding="utf-8")).body
     if isinstance(node, ast.FunctionDef) and node.name in ("essence", "_text")
 ]
-space = {"ast": ast, "Any": object}
+space = {"ast": ast, "functools": functools, "Any": object}
 exec(compile(ast.Module(functions, []), "identity.py", "exec"), space)
 print(json.dumps([space["essence"](source) for source in json.load(sys.stdin)]))
 """

@@ -75,8 +75,7 @@ class MetricsCSV(Logger):
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 there = csv.DictReader(file)
-                self.columns = list(there.fieldnames or [])
-                self._rewrite(list(there)[:rows])
+                self._rewrite(list(there.fieldnames or []), list(there)[:rows])
 
     def _write_pending(self) -> None:
         if not self.pending:
@@ -84,8 +83,7 @@ class MetricsCSV(Logger):
         new = [key for row in self.pending for key in row if key not in self.columns]
         try:
             if new:
-                self.columns = sorted({*self.columns, *new})
-                self._rewrite(self._read() + self.pending)
+                self._rewrite(sorted({*self.columns, *new}), self._read() + self.pending)
             else:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
                     file.truncate(self.size)  # a write that failed may have left a part of a row
@@ -104,13 +102,14 @@ class MetricsCSV(Logger):
         with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))[: self.written]
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns)
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
-        self.written, self.size = len(rows), self._size()
+        # Only now: on a full disk the file still has its former columns.
+        self.columns, self.written, self.size = columns, len(rows), self._size()
 
     def _size(self) -> int:
         return self.path.stat().st_size

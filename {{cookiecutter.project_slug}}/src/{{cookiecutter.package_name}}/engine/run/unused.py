@@ -24,4 +24,4 @@ def unused_groups(cfg: DictConfig) -> list[str]:
 
 
 def _refers(text: str, group: str) -> bool:
-    return re.search(rf"\$\{{{group}\b", text) is not None
+    return re.search(re.escape("${" + group) + r"\b", text) is not None
