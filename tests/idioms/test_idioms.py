@@ -221,7 +221,9 @@ def test_predict_uses_an_ordinary_predict_dataloader(shell: Shell) -> None:
     written = torch.load(shell.run / "written.pt", weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(written, predictions, strict=True))
     assert not (shell.run / "predictions.pt").exists()
-    assert "neither a predict_dataloader nor read_inputs" in shell("predict", "run=latest", "input=x", status=1)
+    assert "neither a predict_dataloader nor read_inputs" in shell(
+        "predict", "run=latest", "input=x", status=1
+    )
 
 
 @pytest.mark.parametrize("workers", [2, 3])
