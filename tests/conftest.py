@@ -5,6 +5,7 @@ A project of each starter is baked once, before the first test: the packages `im
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def bake(folder: Path, **answers: object) -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     # The workers of pytest-xdist share the cores: threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A shell that starts this in the background ignores Ctrl-C, which tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "BAKED" not in os.environ:  # not in the workers of pytest-xdist, which inherit it
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)

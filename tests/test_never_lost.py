@@ -68,7 +68,7 @@ def by_variant(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, object]]:
     folder = tmp_path_factory.mktemp("variants") / "runs"
-    lines = tried("image-classification", folder, ",".join(faults.VARIANTS), "every_checkpoint=12")
+    lines = tried("image-classification", folder, ",".join(faults.VARIANTS), "every_checkpoint=16")
     return {str(line["variant"]): line for line in lines}
 
 

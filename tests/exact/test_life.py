@@ -391,8 +391,9 @@ def test_the_internals_exist() -> None:
         assert hasattr(owners[owner], attribute), name
 
 
-def test_the_page_names_the_internals() -> None:
+def test_the_table_of_internals_gives_reasons_and_the_page_names_it() -> None:
     internals = engine("resume.internals")
     page = Path(internals.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert "`internals.py` has the table" in page
     for name, (needed, gone) in internals.INTERNALS.items():
-        assert f"| `{name}` | {needed} | {gone} |" in page
+        assert needed and gone, name
