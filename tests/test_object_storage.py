@@ -129,7 +129,10 @@ def test_a_run_on_s3_that_is_killed_goes_on_elsewhere_to_the_same_bits(machine, 
     assert machine("stopped").train_until(12, signal.SIGTERM) == 143
     killed = machine("killed")
     assert killed.train_until(30, signal.SIGKILL) == -signal.SIGKILL
-    assert min(int(path.stem[5:]) for path in killed.folder.glob("runs/*/checkpoints/step_*.ckpt")) > 12
+    assert (
+        min(int(path.stem[5:]) for path in killed.folder.glob("runs/*/checkpoints/step_*.ckpt"))
+        > 12
+    )
     shutil.rmtree(killed.folder)
     last = machine("last")
     # In this host's name again, but from another folder: it waits for a sign of the one killed.
