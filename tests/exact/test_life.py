@@ -138,6 +138,25 @@ def test_a_signal_saves_at_the_next_batch(
     assert not differences(wanted(STEP), found)
 
 
+class OwnHandler(Callback):
+    """A user's own, installed where Lightning lets one."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.note.touch())
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_train_start"])
+def test_a_handler_of_the_users_own_is_called_too(run: Path, tmp_path: Path, hook: str) -> None:
+    place, own = Place("on_after_backward", 1, 2), OwnHandler(tmp_path / "called")
+    setattr(own, hook, own.on_train_start)
+    assert start(run, STEP, own, Signal(place), every=10**6)[0] == 128 + signal.SIGTERM
+    assert own.note.exists()
+    assert checkpoints(run) == ["step_000000010.ckpt"]
+
+
 def test_a_signal_ends_a_long_validation_at_once(wanted: Any, run: Path) -> None:
     def impatient(*callbacks: Callback) -> Any:
         callback = engine("resume.callback")

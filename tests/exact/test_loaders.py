@@ -1,5 +1,6 @@
 """The loader that stands for a user's: the same batches, and what a user sees of it."""
 
+import multiprocessing
 import os
 import time
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from .harness import Scenario, engine, forked, quiet, train
@@ -66,8 +68,13 @@ def test_rows_of_tensors_are_the_batches_of_a_tensor_dataset(
 class LooksAtItsLoader(Task):
     """What a user may ask of `trainer.train_dataloader`."""
 
+    given: DataLoader[Any]
+
     def on_train_start(self) -> None:
         loader = self.trainer.train_dataloader
+        assert isinstance(loader, DataLoader)
+        assert loader == self.given
+        assert {loader: 1}[self.given] == 1
         assert (len(loader), loader.batch_size, loader.num_workers) == (7, 8, 0)
         assert loader.dataset.extra == 3
         assert loader.collate_fn is default_collate
@@ -80,20 +87,21 @@ class LooksAtItsLoader(Task):
         assert isinstance(batch, list)
 
 
-def test_a_user_sees_the_attributes_of_the_loader_and_no_warning(tmp_path: Path) -> None:
+def test_a_user_sees_the_loader_that_was_given_and_no_warning_of_its_state(tmp_path: Path) -> None:
     def look() -> list[str]:
         data = samples()
         data.extra = 3
+        LooksAtItsLoader.given = DataLoader(data, 8)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            scenario = Scenario(LooksAtItsLoader, lambda: trained_on(DataLoader(data, 8)))
+            scenario = Scenario(LooksAtItsLoader, lambda: trained_on(LooksAtItsLoader.given))
             train(tmp_path / "run", scenario, every=3, max_epochs=1)
             train(tmp_path / "run", scenario, every=3, max_epochs=2)
         return [str(one.message) for one in caught]
 
     status, messages = forked(look, tmp_path / "out")
     assert status == 0, messages
-    unwanted = ("workers", "not resumable", "stateful")
+    unwanted = ("not resumable", "stateful")
     assert not [message for message in messages if any(word in message for word in unwanted)]
 
 
@@ -145,6 +153,66 @@ def test_a_worker_is_started_as_the_user_wants(tmp_path: Path) -> None:
     assert status == 0, found
     assert (tmp_path / "0").exists()
     assert (tmp_path / "1").exists()
+
+
+def test_persistent_workers_end_with_the_training(tmp_path: Path) -> None:
+    def left() -> list[Any]:
+        loaders = DataLoader(Augmented(), 8, num_workers=1, persistent_workers=True)
+        train(tmp_path, Scenario(Task, lambda: trained_on(loaders), trainer={"max_epochs": 2}))
+        return multiprocessing.active_children()
+
+    status, found = forked(left, tmp_path / "out")
+    assert status == 0, found
+    assert not found
+
+
+class OwnState:
+    """A stream that knows where it is, in Lightning's way."""
+
+    def __init__(self) -> None:
+        self.index = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in range(self.index, 7):
+            self.index = index
+            yield [INPUTS[self.index :][:8], TARGETS[self.index :][:8]]
+
+    def __len__(self) -> int:
+        return 7
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.index = state["index"] + 1
+
+
+class Seen(Task):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen.append(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_loader_with_a_state_resumes_a_users_own_checkpoint_by_it(tmp_path: Path) -> None:
+    own = tmp_path / "own.ckpt"
+
+    def first() -> Any:
+        keeper = ModelCheckpoint(own.parent, own.stem, every_n_train_steps=3, save_top_k=1)
+        data = lambda: trained_on(OwnState())  # noqa: E731
+        train(tmp_path / "one", Scenario(Seen, data, lambda _: [keeper]), every=None, max_steps=3)
+        states = torch.load(own, weights_only=False)["loops"]["fit_loop"]["state_dict"]
+        loaders = OwnState()
+        scenario = Scenario(Seen, lambda: trained_on(loaders))
+        train(tmp_path / "two", scenario, every=None, ckpt_path=own, max_steps=5)
+        return states["combined_loader"], loaders.index
+
+    status, found = forked(first, tmp_path / "out")
+    assert status == 0, found
+    assert found == ([{"index": 2}], 4)
 
 
 class OnTheGPU(torch.utils.data.Dataset[Any]):

@@ -55,6 +55,15 @@ DOUBLE = (f"+trainer.plugins=[{{_target_: {L}.plugins.precision.DoublePrecision}
 IDIOMS = {
     # Tasks
     "save_hyperparameters": Idiom(REGRESSION, ("+task.lr=0.02", "+data.seed=3"), quick=True),
+    "save_hyperparameters of modules and partials": Idiom(
+        "regression.Given",
+        (
+            "+task.net={_target_: torch.nn.Linear, in_features: 8, out_features: 1}",
+            "+task.optimizer={_target_: torch.optim.Adam, _partial_: true, lr: 0.01}",
+            "+task.scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true, patience: 1}",
+        ),
+        quick=True,
+    ),
     "no test_step": Idiom("regression.NoTest", (), "data.OnlyTrain", tests=False, quick=True),
     "dict from training_step, None": Idiom("regression.LossDict"),
     "torchmetrics collection": Idiom("regression.Metrics", quick=True),

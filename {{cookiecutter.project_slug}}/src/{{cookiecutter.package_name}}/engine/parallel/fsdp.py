@@ -85,7 +85,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
         files: Any = self.checkpoint_io  # ours, see resume/checkpoint_io.py
-        files.annotate(checkpoint)
+        checkpoint = files.complete(checkpoint)
         part = path.with_name(f"{path.name}.part")
         state = {"state_dict": checkpoint.pop("state_dict")}
         for number, optimizer in enumerate(checkpoint.pop("optimizer_states")):

@@ -6,8 +6,8 @@ out of one is put in. Random numbers and the order of the data follow from the p
 
 import logging
 import math
-import time
 from collections.abc import Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -73,7 +73,7 @@ class Resume(Callback):
             None  # the same, until a validation starts
         )
         self.saving = False
-        self.saved_at, self.saved_step = time.perf_counter(), 0
+        self.saved_at, self.saved_step = perf_counter(), 0
         self.last_step = -1  # global_step at the start of the batch before
         self.seconds_to_save = ASSUMED_SAVE_SECONDS
         self.seconds_to_validate, self.validation_started = 0.0, 0.0
@@ -88,26 +88,29 @@ class Resume(Callback):
         # Lightning does it after loading: float64 weights would have been rounded to float32.
         trainer.precision_plugin.convert_module(task)
         self.agreement = Agreement(trainer)
-        strategy = trainer.strategy
-
-        def process_dataloader(loader: object) -> ResumableLoader:
-            self.signals.take_over()
-            if isinstance(loader, ResumableLoader):  # in a CombinedLoader that is used again
-                loader = loader.loader
-            loader = type(strategy).process_dataloader(strategy, loader)
-            return ResumableLoader(loader, trainer, self.position)
-
-        def save_checkpoint(
-            checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-        ) -> None:
-            if "optimizer_states" not in checkpoint:
-                state.use_averaged_weights(trainer, checkpoint)
-            type(strategy).save_checkpoint(strategy, checkpoint, path, storage_options)
-
-        vars(strategy).update(
-            process_dataloader=process_dataloader, save_checkpoint=save_checkpoint
+        self.trainer = trainer
+        vars(trainer.strategy).update(
+            process_dataloader=self._process_dataloader, save_checkpoint=self._save_checkpoint
         )
-        write(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)
+        write(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", _no_broadcast)
+
+    def _process_dataloader(self, loader: object) -> ResumableLoader:
+        """In place of the strategy's own, which it calls."""
+        self.signals.take_over()
+        if isinstance(loader, ResumableLoader):  # in a CombinedLoader that is used again
+            loader = loader.loader
+        strategy = self.trainer.strategy
+        loader = type(strategy).process_dataloader(strategy, loader)
+        return ResumableLoader(loader, self.trainer, self.position)
+
+    def _save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """In place of the strategy's own, which it calls."""
+        if "optimizer_states" not in checkpoint:
+            state.use_averaged_weights(self.trainer, checkpoint)
+        strategy = self.trainer.strategy
+        type(strategy).save_checkpoint(strategy, checkpoint, path, storage_options)
 
     def on_load_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("resume")
@@ -117,6 +120,8 @@ class Resume(Callback):
         warn_if_not_exact(saved["made_on"], here, same_run=self.same_run)
         self.restored = self.restored_validation = saved
         self.position.resume_at, self.position.ended = tuple(saved["at"]), saved["ended"]
+        # Of loaders with a state of their own, which has gone beyond the position.
+        checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
         if self.same_run:
             trainer.should_stop = saved["should_stop"]
         state.before_setup(trainer, saved)
@@ -133,7 +138,7 @@ class Resume(Callback):
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         self.signals.take_over()
         self.logged = Logged(trainer)
-        self.saved_at = time.perf_counter()
+        self.saved_at = perf_counter()
         if self.enabled and not (self.restored and self.same_run):
             self._remove_later_files(trainer, None)  # of a start that was killed before it saved
         if self.enabled and not IS_CHECKED:
@@ -141,6 +146,9 @@ class Resume(Callback):
                 f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this"
                 " run saves and resumes at the start of an epoch only."
             )
+
+    def on_train_epoch_start(self, trainer: Trainer, task: LightningModule) -> None:
+        self.signals.take_over()  # from a handler of a task or another callback
 
     def teardown(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
         self.signals.deferred = False
@@ -208,7 +216,7 @@ class Resume(Callback):
         self.logged.end_epoch()
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
-        self.validation_started = time.perf_counter()
+        self.validation_started = perf_counter()
         if self.restored_validation and not trainer.sanity_checking:
             state.at_validation(trainer, self.restored_validation)
             self.restored_validation = None
@@ -219,7 +227,7 @@ class Resume(Callback):
             self.signals.exit()
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
-        self.seconds_to_validate = time.perf_counter() - self.validation_started
+        self.seconds_to_validate = perf_counter() - self.validation_started
 
     def _refuse_non_finite(self, trainer: Trainer) -> None:
         """Lightning would train on. A GPU must wait for this, so it is not done at every step."""
@@ -236,7 +244,7 @@ class Resume(Callback):
     def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         if self.every_n_steps is not None:
             return trainer.global_step - self.saved_step >= self.every_n_steps
-        waited = time.perf_counter() - self.saved_at
+        waited = perf_counter() - self.saved_at
         if waited < self.seconds_to_save / MAX_OVERHEAD:
             return False
         return batch_idx == 0 or waited >= 60 * self.every_n_minutes
@@ -249,7 +257,7 @@ class Resume(Callback):
         """
         if not self.enabled or trainer.global_step == self.saved_step:
             return
-        started = time.perf_counter()
+        started = perf_counter()
         # A step can spoil the weights after a loss that was finite.
         weights = [
             one.detach() for one in trainer.lightning_module.parameters() if one.requires_grad
@@ -268,7 +276,7 @@ class Resume(Callback):
         if trainer.is_global_zero:
             self.folder.prune()
             self.folder.push()
-        self.saved_at, self.saved_step = time.perf_counter(), trainer.global_step
+        self.saved_at, self.saved_step = perf_counter(), trainer.global_step
         self.seconds_to_save = self.saved_at - started
 
     def on_save_checkpoint(self, trainer: Trainer, task: Any, checkpoint: dict[str, Any]) -> None:
@@ -296,3 +304,7 @@ class Resume(Callback):
     def _remove_later_files(self, trainer: Trainer, known: list[list[str]] | None) -> None:
         own = {path.resolve() for path in self.folder.checkpoints()}
         state.remove_later_files(trainer, self.folder.path.resolve(), own, known)
+
+
+def _no_broadcast() -> None:
+    pass

@@ -1,18 +1,25 @@
 """How a checkpoint is written: whole or not at all, with the run's config, in plain data."""
 
 import copy
+import io
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from omegaconf import OmegaConf
 
 from ..errors import UserError
 from ..files import checksum_matches, is_url, write_whole
 
 log = logging.getLogger(__name__)
+
+KINDS = (LightningModule, LightningDataModule)
+HYPER_PARAMETERS = [kind.CHECKPOINT_HYPER_PARAMS_KEY for kind in KINDS]
+HPARAMS_TYPES = [kind.CHECKPOINT_HYPER_PARAMS_TYPE for kind in KINDS]  # a class, of OmegaConf
 
 
 class CheckpointIO(TorchCheckpointIO):
@@ -28,15 +35,41 @@ class CheckpointIO(TorchCheckpointIO):
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.proven = False  # that what is written can be read
+        self.left_out: dict[str, set[str]] = {}  # hyper-parameters, by where they stand
         self.unwritten: dict[Path, dict[str, Any]] = {}
 
-    def annotate(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run"] = {"config": self.config}
+    def complete(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Return what is written of `checkpoint`: with the config, and plain hyper-parameters."""
+        kept = {
+            key: self._plain_hparams(key, checkpoint[key])
+            for key in HYPER_PARAMETERS
+            if checkpoint.get(key)
+        }
+        rest = {key: value for key, value in checkpoint.items() if key not in HPARAMS_TYPES}
+        return {**rest, **kept, "run": {"config": self.config}}
+
+    def _plain_hparams(self, key: str, hparams: Any) -> dict[str, Any]:
+        """Return the hyper-parameters without those that are objects, such as a model."""
+        plain = {
+            name: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
+            for name, value in hparams.items()
+        }
+        if key not in self.left_out:
+            names = {name for name, value in plain.items() if not _can_be_read_again(value)}
+            self.left_out[key] = names
+            if names:
+                log.warning(
+                    f"{key}: {', '.join(sorted(names))} cannot be in a checkpoint. Give them to"
+                    " load_from_checkpoint, or leave them out: save_hyperparameters(ignore=[...])."
+                )
+        return {name: value for name, value in plain.items() if name not in self.left_out[key]}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        self.annotate(checkpoint)
+        checkpoint = self.complete(checkpoint)
         if is_url(str(path)):  # a user's own ModelCheckpoint(dirpath="s3://...")
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -81,7 +114,7 @@ class CheckpointIO(TorchCheckpointIO):
                 f"{path} is of a run with trainer=fsdp on several devices. Use the same again, or"
                 f" start from its weights: init_from={path}."
             )
-        if not checksum_matches(Path(path)):
+        if Path(path).exists() and not checksum_matches(Path(path)):
             raise UserError(f"{path} is broken. Add resume=never, or use another checkpoint.")
         return super().load_checkpoint(path, *args, **kwargs)
 
@@ -96,3 +129,13 @@ def _prove(path: Path) -> None:
             f"A checkpoint of this run could not be read again ({reason[1] if reason else error}):"
             " hyper-parameters and states must be tensors and plain Python data."
         ) from error
+
+
+def _can_be_read_again(value: Any) -> bool:
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception:  # pickle and torch have many kinds
+        return False
+    return True

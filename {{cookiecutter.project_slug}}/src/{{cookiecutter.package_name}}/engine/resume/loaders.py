@@ -39,8 +39,8 @@ class ResumableLoader:
     The user's own object is not changed (but for a DistributedSampler, which is seeded).
 
     `trainer.train_dataloader` is one of these. It has the batches, the length and the attributes
-    (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`. It is not an
-    instance of DataLoader: Lightning would warn that it has too few workers.
+    (dataset, batch_size, sampler, ...) of the user's loader, which is its `loader`. It is equal to
+    that, and an instance of the same class.
 
     Args:
         loader: a DataLoader, or anything else that can be iterated.
@@ -107,16 +107,32 @@ class ResumableLoader:
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # of a copy that has no attributes yet
             raise AttributeError(name)
+        if name in ("state_dict", "load_state_dict") and self.position.resume_at:
+            return dict  # Lightning warns in mid-epoch of loaders without them
         return getattr(self.loader, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.loader)
+
+    def __eq__(self, other: object) -> bool:
+        return self.loader == getattr(other, "loader", other)
+
+    def __hash__(self) -> int:
+        return hash(self.loader)
+
+    @property
+    def _iterator(self) -> Any:
+        """Where Lightning finds persistent workers, to end them."""
+        return getattr(self.batches, "_iterator", None)
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        if hasattr(self.batches, "_iterator"):
+            self.batches._iterator = value
 
     def __len__(self) -> int:
         return len(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position says it all. Lightning warns of loaders without this method."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def __iter__(self) -> Iterator[Any]:
         """A generator, so nothing happens before the first batch: Lightning calls iter() twice."""

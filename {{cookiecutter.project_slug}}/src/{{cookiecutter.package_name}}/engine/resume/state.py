@@ -52,7 +52,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
         "accumulate": trainer.accumulate_grad_batches,
         "should_stop": trainer.should_stop,
         "shown": {name: dict(getattr(trainer, name)) for name in SHOWN},
-        "rows": [getattr(logger, "resume_rows", None) for logger in trainer.loggers],
+        "rows": [one.resume_rows if takes_back(one) else None for one in trainer.loggers],
         "found": {name: lightning_getattr(task, name) for name in _found_by_search(trainer)},
         "keepers": [
             {name: read(one, name) for name in KEEPER} for one in model_checkpoints(trainer)
@@ -71,6 +71,11 @@ def gather(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def takes_back(logger: Any) -> bool:
+    """Whether a logger can drop rows. Lightning's DummyLogger says of itself that it has any name."""
+    return hasattr(type(logger), "resume_rows")
+
+
 def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Put back what must stand before loaders and optimizers are made."""
     task = trainer.lightning_module
@@ -79,7 +84,7 @@ def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             # It would search again, from the weights of the resume.
-            vars(callback)["on_fit_start"] = lambda *_: None
+            vars(callback)["on_fit_start"] = _do_nothing
 
 
 def before_optimizer_states(trainer: Trainer, saved: dict[str, Any]) -> None:
@@ -137,7 +142,7 @@ def at_first_batch_of_same_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Put back, at the first batch, what belongs to the run's own folder and settings."""
     trainer.accumulate_grad_batches = saved["accumulate"]
     for logger, rows in zip(trainer.loggers, saved["rows"], strict=False):
-        if rows is not None and hasattr(logger, "resume_rows"):
+        if rows is not None and takes_back(logger):
             logger.resume_rows = rows
     for keeper, values in zip(model_checkpoints(trainer), saved["keepers"], strict=False):
         for name, value in values.items():
@@ -230,3 +235,6 @@ def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
             checkpoint.pop("current_model_state", None)
             checkpoint.pop("averaging_state", None)
+
+
+def _do_nothing(*_: Any) -> None: ...

@@ -13,6 +13,8 @@ from ..parallel.torchrun import torchrun_layout
 # What a person (SIGINT), a container, a cluster or a cloud (the others) sends before it kills.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # as far as known here
 
+NOT_USERS = ("signal", "_signal", "lightning", __name__)  # where a handler comes from
+
 
 class Signals:
     """While it is entered, a signal stops the run: at once, or where `deferred` at the next batch.
@@ -29,6 +31,7 @@ class Signals:
         self._since = 0.0
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        self._users: dict[int, list[Any]] = {}
 
     def __enter__(self) -> "Signals":
         self.take_over()
@@ -44,6 +47,16 @@ class Signals:
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before = signal.signal(number, self._handle)
                 self._before.setdefault(number, before)
+                self._keep_users(number, before)
+
+    def _keep_users(self, number: int, before: Any) -> None:
+        """Keep the handlers that a task or a callback has installed, to call them as well."""
+        kept = self._users.setdefault(number, [])
+        # Lightning puts its own and those that it finds into one handler.
+        for handler in getattr(before, "signal_handlers", [before]):
+            module = getattr(handler, "__module__", None) or "signal"
+            if callable(handler) and not module.startswith(NOT_USERS) and handler not in kept:
+                kept.append(handler)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -57,6 +70,8 @@ class Signals:
                 return
             os._exit(128 + number)
         self.received, self._since = number, time.monotonic()
+        for handler in self._users.get(number, ()):
+            handler(number, frame)
         if hasattr(signal, "SIGCHLD"):  # PyTorch raises in here if a worker dies of the same signal
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.deferred:
