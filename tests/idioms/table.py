@@ -72,6 +72,9 @@ IDIOMS = {
         "regression.Rare",
         ("monitor=val/rare", "trainer.max_epochs=5"),
     ),
+    "metric that comes late": Idiom(
+        "regression.Late", ("monitor=val/late", "trainer.max_epochs=5"), first=23
+    ),
     "configure_model": Idiom("regression.Configured"),
     "LBFGS": Idiom("regression.WithLBFGS", first=31),
     "optimizer_step, clipping, backward": Idiom("regression.WarmUp"),

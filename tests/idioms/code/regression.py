@@ -339,6 +339,14 @@ class Rare(Regression):
             self.log("val/rare", -float(self.current_epoch))
 
 
+class Late(Regression):
+    """A metric that is logged first after two epochs."""
+
+    def on_validation_epoch_end(self) -> None:
+        if self.current_epoch >= 2:
+            self.log("val/late", -float(self.current_epoch))
+
+
 class Fails(Regression):
     def on_train_epoch_end(self) -> None:
         raise ZeroDivisionError

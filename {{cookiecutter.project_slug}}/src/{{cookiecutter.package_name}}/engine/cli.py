@@ -42,7 +42,7 @@ CONFIGS = f"{ROOT}.configs"
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # how Lightning 2.6 uses PyTorch 2.13
     r"Checkpoint directory .* exists and is not empty",  # a run goes on in its own folder
-    r"The '\w+_dataloader' does not have many workers",  # `num_workers: auto` chooses them
+    r"The '\w+_dataloader' does not have many workers",  # data in memory need none
     r"You requested to overfit but enabled train dataloader shuffling",  # debug=overfit means to
     r"Be aware that when using `ckpt_path`",  # the callbacks of a run are its own
     r"The number of training batches .* is smaller than the logging interval",  # short runs
@@ -184,9 +184,6 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return f"optimizer or scheduler: {_one_line(error)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"The disk is full ({error}). Free some space, and give the same command again."
-        case RuntimeError() if "conditioned on metric" in str(error):  # EarlyStopping's monitor
-            wanted, _, *logged = re.findall("`([^`]+)`", str(error))
-            return f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}"
     # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.
     if type(error).__name__ in ("MisconfigurationException", "UsageError"):
         return _one_line(error)

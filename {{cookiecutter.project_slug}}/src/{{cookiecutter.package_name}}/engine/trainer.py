@@ -25,7 +25,7 @@ from . import device
 from .errors import UserError
 from .parallel.torchrun import from_rank_zero, init_process_group
 from .report.metrics_csv import MetricsCSV
-from .report.monitors import RefuseMisspeltMonitors
+from .report.monitors import Monitors
 from .report.unused import UnusedConfig
 from .resume.callback import Resume
 from .resume.checkpoint import (
@@ -112,7 +112,7 @@ def build(run: Run) -> Built:
     engine: list[Callback] = [
         resume,
         FusedOptimizers(),
-        RefuseMisspeltMonitors(),
+        Monitors(),
         UnusedConfig(run.requested),
     ]
     # The logger that a user chooses is `self.logger`: ours comes last.

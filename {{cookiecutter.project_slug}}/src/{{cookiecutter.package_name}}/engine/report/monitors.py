@@ -1,22 +1,68 @@
-"""Refuse a misspelt monitored metric within seconds, instead of after an epoch."""
+"""Monitored metrics: one that is misspelt is refused within seconds, one that is late is awaited."""
 
+import logging
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
-import lightning as L
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from ..errors import UserError, did_you_mean
 
+log = logging.getLogger(__name__)
 
-class RefuseMisspeltMonitors(Callback):
-    """Runs after the sanity check, which logs what a validation logs."""
+HOOKS = ("on_validation_end", "on_train_epoch_end")
 
-    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logged = trainer.callback_metrics
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if not isinstance(callback, EarlyStopping | ModelCheckpoint):
-                continue
-            wanted = callback.monitor
+
+class Monitors(Callback):
+    """Let EarlyStopping and ModelCheckpoint wait for a metric that is logged late.
+
+    Lightning ends a run if their metric is missing at the end of the first validation.
+    """
+
+    def __init__(self) -> None:
+        self.validated = False
+
+    def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
+        for one in _monitoring(trainer):
+            for hook in HOOKS:
+                vars(one)[hook] = partial(_call_if_logged, getattr(one, hook), one)
+
+    def on_sanity_check_end(self, trainer: Trainer, task: LightningModule) -> None:
+        logged = trainer.callback_metrics  # what a validation logs
+        for one in _monitoring(trainer):
             # Another metric may be logged later, or in training: train/loss resembles val/loss.
-            if wanted and wanted not in logged and get_close_matches(wanted, logged, cutoff=0.8):
-                raise UserError(f"monitor={wanted} is not logged{did_you_mean(wanted, logged)}")
+            missing = one.monitor not in logged
+            if missing and get_close_matches(one.monitor, logged, cutoff=0.8):
+                hint = did_you_mean(one.monitor, logged)
+                raise UserError(f"monitor={one.monitor} is not logged{hint}")
+
+    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+        if trainer.sanity_checking or self.validated:
+            return
+        self.validated, logged = True, trainer.callback_metrics
+        for name in sorted({one.monitor for one in _monitoring(trainer)} - set(logged)):
+            log.warning(
+                f"monitor={name} is not logged yet{did_you_mean(name, logged)} Until it is, no"
+                " checkpoint counts as the best."
+            )
+
+    def teardown(self, trainer: Trainer, task: LightningModule, stage: str) -> None:
+        for one in _monitoring(trainer):
+            for hook in HOOKS:
+                vars(one).pop(hook, None)
+
+
+def _monitoring(trainer: Trainer) -> list[Any]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    kinds = EarlyStopping | ModelCheckpoint
+    return [one for one in callbacks if isinstance(one, kinds) and one.monitor]
+
+
+def _call_if_logged(
+    hook: Callable[..., None], callback: Any, trainer: Trainer, task: LightningModule
+) -> None:
+    if callback.monitor in trainer.callback_metrics:
+        hook(trainer, task)

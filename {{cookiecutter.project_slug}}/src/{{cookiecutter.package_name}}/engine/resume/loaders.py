@@ -115,6 +115,9 @@ class ResumableLoader:
     def __class__(self) -> type:
         return type(self.loader)
 
+    def __reduce__(self) -> Any:
+        return _new_loader, (), vars(self)  # pickle's own way trusts __class__
+
     def __eq__(self, other: object) -> bool:
         return self.loader == getattr(other, "loader", other)
 
@@ -200,6 +203,10 @@ class ResumableLoader:
                 return
             # Lightning copies to the GPU without waiting for it, if the memory is pinned.
             yield batch, pinned(data) if self.on_cuda and not self.num_workers else data
+
+
+def _new_loader() -> ResumableLoader:
+    return object.__new__(ResumableLoader)
 
 
 def ended_loaders(trainer: Trainer) -> dict[int, int]:
