@@ -56,7 +56,7 @@ def test_rows_of_tensors_are_the_batches_of_a_tensor_dataset(
         return
     for indices in torch.randperm(len(data)).split(8):
         batch = default_collate([data[index] for index in indices.tolist()])
-        fetched = rows.__getitems__(indices.tolist())
+        fetched = rows.fetch(indices.tolist())
         assert type(batch) is type(fetched) is list
         for one, other in zip(batch, fetched, strict=True):
             assert other.device.type == device

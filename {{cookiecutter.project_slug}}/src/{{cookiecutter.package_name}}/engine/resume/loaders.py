@@ -28,7 +28,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from .position import GENERATORS, Position, seed_all, seed_from, seed_one
-from .tensor_rows import identity_collate, tensor_rows
+from .tensor_rows import TensorBatches, tensor_rows
 
 CPU = torch.device("cpu")
 
@@ -82,8 +82,8 @@ class ResumableLoader:
                     sampler.sampler = RankShare(loader.sampler)
             changed[name] = SeededSampler(sampler, self)
             if rows := tensor_rows(loader, self.trainer):
-                changed["dataset"], changed["collate_fn"] = rows, identity_collate
                 self.in_memory = True
+                return TensorBatches(rows, changed[name])
         else:  # The random numbers of a persistent worker would go on from epoch to epoch.
             changed["persistent_workers"] = False
         context: Any = loader.multiprocessing_context or multiprocessing
