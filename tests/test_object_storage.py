@@ -34,7 +34,9 @@ def environment(folder: Path, *packages: str, ours: bool) -> Path:
         found = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         here = next(path for path in sys.path if (Path(path) / "fsspec").is_dir())
         (Path(found.stdout.strip()) / "ours.pth").write_text(here)
-    done = run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *packages)
+    # The constraints are for the tests' own environment, and conflict with these.
+    pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    done = run(*pip, *packages, PIP_CONSTRAINT="")
     if done.returncode != 0:
         pytest.skip(f"{' and '.join(packages)} cannot be installed: {done.stderr.strip()[-200:]}")
     return python
