@@ -26,6 +26,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 SEED = 7
+ACCELERATOR = os.environ.get("EXACT_ACCELERATOR", "cpu")  # cuda: the same tests on a GPU
 TIMEOUT = 120  # seconds of one run
 
 
@@ -139,7 +140,7 @@ def train(
         every_n_steps=every,
         signals=engine("run.signals").Signals(),
         same_run=own is not None,
-        device_name="cpu",
+        device_name=ACCELERATOR,
         enabled=every is not None,
     )
     callbacks = [resume, *scenario.callbacks(path), *extra]
@@ -147,7 +148,8 @@ def train(
         "max_epochs": 3,
         "log_every_n_steps": 1,
         "num_sanity_val_steps": 0,
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
+        "deterministic": ACCELERATOR != "cpu",
         "devices": 1,
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -209,7 +211,7 @@ def outcome(trainer: Any, task: LightningModule, path: Path) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return value.detach().cpu().clone()  # the process that compares must not start CUDA
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items() if not callable(one)}
     if isinstance(value, list | tuple):
