@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine.small_runs import SMALL, Finished, compose_config
+from image_project.data.images import read_images
 from image_project.engine.errors import UserError
 from image_project.engine.run import RunFolder as Run
 from image_project.engine.run import run_folder
@@ -57,6 +58,96 @@ def test_predict_reads_a_picture_of_any_size(finished: Finished, tmp_path: Path)
     (row,) = predicted(run, tmp_path / "3.png", tmp_path / "one.csv")
     assert row["class"] == rows[3]["class"]
     assert float(row["p(5)"]) == pytest.approx(float(rows[3]["p(5)"]), abs=1e-4)
+
+
+DIGIT = Image.fromarray(
+    np.kron(np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8), np.ones((4, 4), np.uint8))
+)
+PIXELS = np.asarray(DIGIT)
+
+
+def inked(ink: str) -> Image.Image:
+    """Return the digit drawn in this colour on nothing."""
+    picture = Image.new("RGB", DIGIT.size, ink)
+    picture.putalpha(DIGIT)
+    return picture
+
+
+def turned(file: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    DIGIT.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+
+
+def palette_with_alpha(file: Path) -> None:
+    picture = Image.new("P", DIGIT.size)
+    picture.putpalette([255] * 768)
+    picture.frombytes(DIGIT.tobytes())
+    picture.save(file, transparency=bytes(range(256)))
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("turned.png", turned),
+        ("turned.jpg", turned),
+        ("white_ink.png", lambda file: inked("white").save(file)),
+        ("white_ink.webp", lambda file: inked("white").save(file, lossless=True)),
+        ("palette.png", lambda file: DIGIT.convert("P").save(file)),
+        ("palette_with_one_clear.gif", lambda file: DIGIT.convert("P").save(file, transparency=0)),
+        ("palette_with_alpha.png", palette_with_alpha),
+        ("16_bits.png", lambda file: Image.fromarray(PIXELS.astype("uint16") * 257).save(file)),
+        ("16_bits.tif", lambda file: Image.fromarray(PIXELS.astype(">u2") * 257).save(file)),
+        ("cmyk.jpg", lambda file: DIGIT.convert("RGB").convert("CMYK").save(file, quality=100)),
+        (
+            "animated.gif",
+            lambda file: DIGIT.save(file, save_all=True, append_images=[DIGIT.rotate(90)]),
+        ),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_any_kind_is_read_as_a_viewer_shows_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, save: Any, channels: int
+) -> None:
+    save(tmp_path / name)
+    _, images = read_images(tmp_path / name, (channels, 8, 8))
+    expected = torch.arange(0, 256, 4).view(1, 1, 8, 8).expand(1, channels, 8, 8) / 255
+    tolerance = 0.05 if name == "turned.jpg" else 0.011
+    torch.testing.assert_close(images, expected, atol=tolerance, rtol=0)
+    assert ("has 2 pictures" in caplog.text) is (name == "animated.gif")
+
+
+def test_dark_ink_on_nothing_is_read_on_white(tmp_path: Path) -> None:
+    inked("black").save(tmp_path / "ink.png")
+    _, (image,) = read_images(tmp_path / "ink.png", (1, 8, 8))
+    torch.testing.assert_close(image[0], 1 - torch.arange(0, 256, 4).view(8, 8) / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("float.tif", lambda file: Image.fromarray(PIXELS.astype("float32")).save(file)),
+        ("huge.png", lambda file: Image.new("1", (20_000, 20_000)).save(file)),
+        ("lab.tif", lambda file: Image.new("LAB", (8, 8)).save(file)),
+        ("cut.png", lambda file: (turned(file), file.write_bytes(file.read_bytes()[:90]))),
+        ("cut.jpg", lambda file: (turned(file), file.write_bytes(file.read_bytes()[:-90]))),
+        ("empty.png", lambda file: file.touch()),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_named_in_a_sentence(
+    tmp_path: Path, name: str, save: Any
+) -> None:
+    save(tmp_path / name)
+    with pytest.raises(UserError, match=name):
+        read_images(tmp_path / name, (1, 8, 8))
+
+
+def test_copies_that_programs_leave_in_a_folder_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "b (1).png"):
+        DIGIT.save(tmp_path / name)
+    for name in ("._a.png", "a (Ann's conflicted copy 2026-01-02).png", "~a.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert read_images(tmp_path, (1, 8, 8))[0] == ["a.png", "b (1).png"]
 
 
 def test_predict_reads_an_array(finished: Finished, tmp_path: Path) -> None:

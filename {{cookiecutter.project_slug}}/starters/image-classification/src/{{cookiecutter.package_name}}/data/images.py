@@ -2,15 +2,17 @@
 
 import csv
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..engine.errors import UserError
+from ..engine.files import is_leftover
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,11 @@ def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
         readable = {
             end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN
         }
-        files = sorted(file for file in source.iterdir() if file.suffix.lower() in readable)
+        files = sorted(
+            file
+            for file in source.iterdir()
+            if file.suffix.lower() in readable and not is_leftover(Path(file.name))
+        )
         if not files:
             raise UserError(
                 f"There is no image in the folder {source}: say input=FILE or input=FOLDER."
@@ -52,17 +58,43 @@ def read_images(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
 def _read_image(file: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith("I"):  # conversion would clip it to white
-                raise UserError(f"{file} has more than 8 bits a channel: save it with 8.")
-            grey_or_colour = image.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        # Pillow warns of large photos, which are read.
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            pixels = np.asarray(
+                # BOX averages what falls into a pixel, as the makers of the digits did.
+                _upright_and_opaque(image, file)
+                .convert("L" if channels == 1 else "RGB")
+                .resize((width, height), Image.Resampling.BOX),
+                dtype=np.float32,
+            )
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{file} has too many pixels. Save it smaller.") from error
+    except Exception as error:  # Pillow has many kinds for a file that is broken
         raise UserError(f"{file} cannot be read as an image: {error}.") from error
-    # BOX averages what falls into a pixel, as the makers of the digits did.
-    pixels = np.asarray(
-        grey_or_colour.resize((width, height), Image.Resampling.BOX), dtype=np.float32
-    )
     return torch.from_numpy(pixels / 255).view(height, width, channels).movedim(-1, 0)
+
+
+def _upright_and_opaque(image: Image.Image, file: Path) -> Image.Image:
+    """Return the picture as a viewer shows it: turned as the camera says, 8 bits, on a background.
+
+    What is transparent becomes black if what is drawn is light, else white.
+    """
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's photo and its depth
+        log.warning(f"{file} has {image.n_frames} pictures: the first one is used.")
+    if image.mode.startswith("I;16"):  # conversion would clip it to white
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # nothing says which value is white
+        raise UserError(f"{file} has more than 16 bits a channel. Save it with 8.")
+    upright = ImageOps.exif_transpose(image)
+    if not upright.has_transparency_data:
+        return upright
+    drawn = upright.convert("RGBA")
+    lightness, alpha = (np.asarray(drawn.convert("LA").getchannel(name)) for name in "LA")
+    light = np.average(lightness, weights=alpha) > 127 if alpha.any() else False
+    background = Image.new("RGBA", drawn.size, "black" if light else "white")
+    return Image.alpha_composite(background, drawn)
 
 
 def _read_array(file: Path, shape: tuple[int, int, int]) -> Tensor:
