@@ -95,6 +95,15 @@ async def later():
         ("models/new.py", "half a li", "half a line", False),  # being edited while a run starts
         ("models/.new.py", None, "x = 1", True),
         ("models/.ipynb_checkpoints/new.py", None, "x = 1", True),
+        ("models/__MACOSX/._new.py", None, "x = 1", True),
+        ("__MACOSX/new.py", None, "x = 1", True),
+        ("models/.#new.py", None, "x = 1", True),
+        ("models/#new.py#", None, "x = 1", True),
+        ("models/new.py~", None, "x = 1", True),
+        ("models/new (Ann's conflicted copy 2026-01-02).py", None, "x = 1", True),
+        ("models/new.sync-conflict-20260102-030405-ABCDEFG.py", None, "x = 1", True),
+        ("models/new (1).py", None, "x = 1", True),
+        ("models/new 2.py", None, "x = 1", True),
         ("tools/doctor/new.py", None, "x = 1", True),
         ("tools/runs.py", None, "x = 1", True),
         ("configs/model/new.yaml", None, "x: 1", True),  # its values count where they are used

@@ -75,6 +75,10 @@ def test_a_folder_is_its_text_files_in_order(tmp_path: Path) -> None:
     for name, text in (("b.md", "second"), ("deep/c.txt", "third"), ("a.TXT", "first")):
         (tmp_path / name).write_text(text)
     (tmp_path / "picture.png").write_bytes(b"\xff")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    for copy in ("._b.md", ".ipynb_checkpoints/b.md", "__MACOSX/b.md", "b (conflicted copy).md"):
+        (tmp_path / copy).write_bytes(b"\xff")
     assert read(tmp_path) == "first\n\nsecond\n\nthird"
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import device
+from {{ cookiecutter.package_name }}.engine.files import is_leftover
 
 CONFIGS = Path(package.__file__).parent / "configs"
 LARGE = 10_000_000  # parameters of a model that is composed and rehearsed, and not trained here
@@ -18,7 +19,8 @@ LARGE = 10_000_000  # parameters of a model that is composed and rehearsed, and 
 
 def names(group: str) -> list[str]:
     """Return the files of a config group."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    files = (CONFIGS / group).glob("*.yaml")
+    return sorted(file.stem for file in files if not is_leftover(Path(file.name)))
 
 
 EXPERIMENTS = ["default", *names("experiment")]

@@ -11,9 +11,10 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.cli import groups
 
-COMMANDS = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-GROUPS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+COMMANDS = names(".")
+GROUPS = sorted(groups())
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group)]
 
 

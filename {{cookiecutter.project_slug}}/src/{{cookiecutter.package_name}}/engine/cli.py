@@ -33,6 +33,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from . import ROOT
 from .errors import UserError, did_you_mean
+from .files import is_leftover
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,8 @@ def show(metrics: Mapping[str, Any]) -> None:
 def groups() -> frozenset[str]:
     """The config groups: the folders in configs/."""
     configs = Path(__file__).parents[1] / "configs"
-    return frozenset(folder.name for folder in configs.iterdir() if folder.is_dir())
+    folders = (folder.name for folder in configs.iterdir() if folder.is_dir())
+    return frozenset(name for name in folders if not is_leftover(Path(name)))
 
 
 def check_types(overrides: Sequence[str], config_name: str) -> None:

@@ -1,19 +1,25 @@
 """Write files whole or not at all, also if the process is killed or the disk is full.
 
-Checksums find bits that have flipped since.
+Checksums find bits that have flipped since. `is_leftover` says what nobody has written on purpose.
 """
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+# What editors, macOS and programs that synchronize leave beside a file: copies and notes of their
+# own. Hidden files and folders (._x.py, .#x.py, .ipynb_checkpoints) are others.
+LEFTOVER = re.compile(
+    r"\..*|__MACOSX|__pycache__|#.*#|~.*|.*~|.*(conflicted copy|sync-conflict).*", re.I
+)
 # In a checkpoint that is a folder, which several processes have written.
 CHECKSUMS = "checksums.json"
 
@@ -26,6 +32,15 @@ def is_url(place: str) -> bool:
 def on_this_machine(runs_dir: str) -> Path:
     """Return the local folder in which the runs of `runs_dir` are trained."""
     return Path("runs" if is_url(runs_dir) else runs_dir)
+
+
+def is_leftover(path: PurePath) -> bool:
+    """Return whether a file found in a folder is no part of it, such as a copy that an editor keeps.
+
+    Args:
+        path: relative to the folder.
+    """
+    return any(LEFTOVER.fullmatch(part) for part in path.parts)
 
 
 def write_whole(path: Path, write: Callable[[Any], None]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..files import is_leftover
 from .folder import initial_checkpoint, weights_file
 
 # The parts of the config that decide the weights, or which of them are kept. The task contains its
@@ -52,13 +53,13 @@ def identity(cfg: DictConfig) -> str:
 def source_code(package: Path) -> Iterator[tuple[str, str]]:
     """Yield name and code of each module, without what no result depends on.
 
-    Comments, docstrings and formatting are left out, so that editing them starts no new run; hidden
-    files and folders, which editors and notebooks leave, are skipped.
+    Comments, docstrings and formatting are left out, so that editing them starts no new run. Copies
+    that editors, notebooks and file managers leave ("x 2.py", "x (1).py") are no modules.
     """
     for source in sorted(package.rglob("*.py")):
         name = source.relative_to(package)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and name.parts[0] not in NOT_HASHED_CODE:
+        copy = is_leftover(name) or " " in name.name
+        if not copy and name.parts[0] not in NOT_HASHED_CODE:
             yield name.as_posix(), essence(source.read_text(encoding="utf-8-sig"))
 
 

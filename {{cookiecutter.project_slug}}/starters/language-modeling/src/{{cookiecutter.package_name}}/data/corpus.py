@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..engine.errors import UserError
+from ..engine.files import is_leftover
 from .tokenizer import BpeTokenizer, ByteTokenizer
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def python_topics(tokenizer: ByteTokenizer | BpeTokenizer) -> Tensor:
 
 def read_corpus(path: Path, tokenizer: ByteTokenizer | BpeTokenizer, cache: Path) -> Tensor:
     """The tokens of a file, or of all .txt and .md files below a folder, by name.
+
+    Copies that editors and the like leave in the folder (see `is_leftover`) are skipped.
 
     Args:
         path: what to read, UTF-8.
@@ -76,7 +79,11 @@ def read_corpus(path: Path, tokenizer: ByteTokenizer | BpeTokenizer, cache: Path
 
 def text_files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDS)
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in ENDS and not is_leftover(file.relative_to(path))
+        )
         if not files:
             raise UserError(f"There is no {' or '.join(ENDS)} file in data.path={path}.")
         return files
