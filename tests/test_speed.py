@@ -664,6 +664,45 @@ def test_what_cannot_be_fused_stays(speed: Any, kind: Any, tensors: Any, task: A
     assert not optimizer.param_groups[0].get("fused")
 
 
+class SparseByACall(Task):
+    """Looks rows up in a table; no module of it says that the gradient is sparse."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.table = nn.Parameter(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        inputs, targets = batch
+        looked_up = F.embedding(targets, self.table, sparse=True)
+        return F.cross_entropy(inputs + looked_up, targets)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer([self.table])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adagrad, lr=0.1)]
+)
+def test_gradients_that_turn_out_to_be_sparse_are_taken_by_the_plain_step(
+    speed: Any, optimizer: Any, fast: bool
+) -> None:
+    tables = []
+    for fused in (None, False):
+        seed_everything(1, verbose=False)
+        task = SparseByACall(partial(optimizer, fused=fused))
+        trainer = quiet(callbacks=[speed("fused").FusedOptimizers()])
+        if fast:
+            speed("fast_loop").install(trainer)
+        trainer.fit(task)
+        tables.append(task.table.tolist())
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize(("saved", "here"), [(True, False), (False, True)])
 def test_a_checkpoint_loads_where_optimizers_are_not_fused_and_the_other_way(
     speed: Any, monkeypatch: pytest.MonkeyPatch, saved: bool, here: bool

@@ -23,20 +23,38 @@ KNOWN = (SGD, Adam, AdamW, Adagrad)
 
 class FusedOptimizers(Callback):
     def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            fuse(optimizer, task)
+        self.unproven = [one for one in trainer.optimizers if fuse(one, task)]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, task: LightningModule, optimizer: Optimizer
+    ) -> None:
+        # Only a gradient shows whether it is sparse (as by F.embedding), which no fused kernel
+        # takes. PyTorch looks at `fused` after this hook, so even the first step is a plain one.
+        if optimizer not in self.unproven:
+            return
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"]]
+        if any(one is not None and one.is_sparse for one in gradients):
+            _set_fused(optimizer, None)
+        elif any(one is None for one in gradients):
+            return  # it comes in a later step
+        self.unproven.remove(optimizer)
 
 
-def fuse(optimizer: Optimizer, task: nn.Module) -> None:
+def fuse(optimizer: Optimizer, task: nn.Module) -> bool:
     """Fuse `optimizer`, which trains parameters of `task`, unless that is impossible or decided.
 
     Call it after the optimizer was built and before its state is loaded.
+
+    Returns:
+        Whether it was fused.
     """
     if type(optimizer) not in KNOWN or _differ_between_groups(optimizer):
-        return
-    if not _is_decided(optimizer.defaults) and _can_be_fused(optimizer, task):
-        _set_fused(optimizer)
+        return False
+    fused = not _is_decided(optimizer.defaults) and _can_be_fused(optimizer, task)
+    if fused:
+        _set_fused(optimizer, True)
     optimizer.register_load_state_dict_pre_hook(_keep_fused_as_here)
+    return fused
 
 
 def _differ_between_groups(optimizer: Optimizer) -> bool:
@@ -49,10 +67,10 @@ def _is_decided(options: dict[str, Any]) -> bool:
     return options["fused"] is not None or any(options.get(one) for one in excluding)
 
 
-def _set_fused(optimizer: Optimizer) -> None:
-    optimizer.defaults["fused"] = True  # for groups that are added later, as by fine-tuning
+def _set_fused(optimizer: Optimizer, fused: bool | None) -> None:
+    optimizer.defaults["fused"] = fused  # for groups that are added later, as by fine-tuning
     for group in optimizer.param_groups:
-        group["fused"] = True
+        group["fused"] = fused
 
 
 def _can_be_fused(optimizer: Optimizer, task: nn.Module) -> bool:
@@ -72,7 +90,7 @@ def _has_kernel(kind: Any, device: torch.device, dtype: torch.dtype) -> bool:
     weight = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
     weight.grad = torch.ones_like(weight)
     trial = kind([weight])
-    _set_fused(trial)
+    _set_fused(trial, True)
     try:
         trial.step()
     except (RuntimeError, NotImplementedError):
