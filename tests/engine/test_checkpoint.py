@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from image_project.data.digits import DigitsDataModule
 from image_project.engine.errors import UserError
 from image_project.engine.files import checksum_matches, commit_folder
-from image_project.engine.run import find, run_folder
-from image_project.engine.trainer import load_run
+from image_project.engine.resume import checkpoint as checkpoint_file
+from image_project.engine.run import find, open_run, run_folder
+from image_project.engine.trainer import build, load_run
 from image_project.evaluate import evaluate
 from image_project.predict import predict
 from image_project.tasks.classification import ClassificationTask
@@ -206,6 +207,39 @@ def test_what_stands_in_a_folder_of_the_owners_own_is_trusted(
     assert (
         evaluated(run_folder(cfg).path, "+trainer.limit_test_batches=1").items() <= metrics.items()
     )
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Another library, whose function makes a model."""
+    monkeypatch.setitem(sys.modules, "other_library", ModuleType("other_library"))
+    make: Any = lambda width: torch.nn.Sequential(  # noqa: E731
+        torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10)
+    )
+    monkeypatch.setattr("other_library.create_model", make, raising=False)
+    monkeypatch.setattr(checkpoint_file, "ALSO_TRUSTED", tmp_path / "trusted.yaml")
+    return "other_library.create_model"
+
+
+@pytest.mark.parametrize("names", ["trusted: []", "trusted: [other_library.create]", "trusted:"])
+def test_what_evaluate_would_refuse_is_said_before_the_training_with_the_way_to_allow_it(
+    small: Compose, library: str, caplog: pytest.LogCaptureFixture, names: str
+) -> None:
+    cfg = small()
+    cfg.model = {"_target_": library, "width": 8}
+    checkpoint_file.ALSO_TRUSTED.write_text(names)
+    build(open_run(cfg))
+    assert f"refuse to run {library} " in caplog.text
+    caplog.clear()
+    checkpoint_file.ALSO_TRUSTED.write_text(f"trusted: [{library}]")
+    metrics = train(cfg)
+    assert library not in caplog.text
+    run = run_folder(cfg).path
+    again = evaluated(run, "+trainer.limit_test_batches=1")
+    assert again.items() <= metrics.items()
+    checkpoint_file.ALSO_TRUSTED.write_text(names)
+    with pytest.raises(UserError, match=f"{library}, which is not trusted.*trusted.yaml"):
+        evaluated(run)
 
 
 def test_a_strangers_pickle_runs_no_code(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from .resume.checkpoint import (
     read,
     refuse_unfit_checkpoint,
     trained_run,
+    warn_if_untrusted,
 )
 from .resume.checkpoint_io import CheckpointIO
 from .resume.state import model_checkpoints
@@ -89,6 +90,8 @@ def build(run: Run) -> Built:
         trainer = instantiate(cfg.trainer, callbacks=callbacks, **options)
         return Built(trainer, task, datamodule)
 
+    if _saves(cfg):
+        warn_if_untrusted(plain_config(run.requested))
     compiled = run.settings.compiles(sum(p.numel() for p in task.parameters()))
     if compiled:
         compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))

@@ -24,12 +24,14 @@ from ..run import Run, RunFolder
 
 log = logging.getLogger(__name__)
 
+HERE = "trusted in configs/trusted.yaml"
 # What a checkpoint's config may name: anything of the project's own package but its engine and
-# tools, and of these packages the classes of these kinds (a LightningModule and a metric are
-# Modules).
+# tools; of these packages the classes of these kinds (a LightningModule and a metric are Modules);
+# and what stands in configs/trusted.yaml.
 OURS = f"{ROOT}."
 NOT_OURS = (f"{ROOT}.engine.", f"{ROOT}.tools.")
 TRUSTED = (OURS, "torch.", "torchmetrics.", "lightning.")
+ALSO_TRUSTED = Path(__file__).parents[2] / "configs" / "trusted.yaml"
 KINDS = (torch.nn.Module, torch.optim.Optimizer, LRScheduler, LightningDataModule)
 
 
@@ -51,30 +53,41 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
     except Exception as error:  # torch has many kinds for a file that is broken or not its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
-    _refuse_strangers([data, task])
+    if strangers := untrusted([data, task]):
+        raise UserError(
+            f"{path} wants to run {', '.join(strangers)}, which is not trusted. If you trust it, add"
+            f" it to {HERE}."
+        )
     return checkpoint, OmegaConf.create(config)
 
 
-def _refuse_strangers(config: Any) -> None:
-    """Refuse every `_target_`, at any depth, that is not of a trusted place and kind."""
-    if isinstance(config, list):
-        for value in config:
-            _refuse_strangers(value)
-    elif isinstance(config, dict):
-        _refuse_strangers(list(config.values()))
-        target = config.get("_target_")
-        if target is not None and not _trusted(str(target)):
-            raise UserError(
-                f"This checkpoint wants to run {target}, which is not trusted. If you trust it, add"
-                f" its package to TRUSTED or its class to KINDS in {Path(__file__).name}."
-            )
-    elif "${" in str(config):  # would be looked up in parts of the file that are not checked
-        raise UserError(
-            f"This checkpoint's config is not resolved ({config}): it is not from this project."
+def warn_if_untrusted(config: dict[str, Any]) -> None:
+    """Say before a training what its checkpoints could not be built from again."""
+    if strangers := untrusted([config.get("data"), config["task"]]):
+        log.warning(
+            f"evaluate and predict will refuse to run {', '.join(strangers)} for a checkpoint. If"
+            f" they shall, add it to {HERE}."
         )
 
 
+def untrusted(config: Any) -> list[str]:
+    """Return every `_target_`, at any depth, that is not of a trusted place and kind."""
+    if isinstance(config, list):
+        return [target for value in config for target in untrusted(value)]
+    if isinstance(config, dict):
+        target = config.get("_target_")
+        strange = target is not None and not _trusted(str(target))
+        return [str(target)] * strange + untrusted(list(config.values()))
+    if "${" in str(config):  # would be looked up in parts of the file that are not checked
+        raise UserError(
+            f"This checkpoint's config is not resolved ({config}): it is not from this project."
+        )
+    return []
+
+
 def _trusted(target: str) -> bool:
+    if target in _also_trusted():
+        return True
     # By name before it is imported, by its origin after: torch.os.system begins with torch, too.
     if not target.startswith(TRUSTED):
         return False
@@ -83,6 +96,11 @@ def _trusted(target: str) -> bool:
     if origin.startswith(OURS):
         return not origin.startswith(NOT_OURS)
     return origin.startswith(TRUSTED) and isinstance(named, type) and issubclass(named, KINDS)
+
+
+def _also_trusted() -> list[str]:
+    named = OmegaConf.load(ALSO_TRUSTED).get("trusted") if ALSO_TRUSTED.is_file() else None
+    return [named] if isinstance(named, str) else [*(named or [])]
 
 
 def is_loadable(path: Path) -> bool:
