@@ -12,7 +12,7 @@ OWNERS = ("callbacks", "data", "models", "tasks")
 PACKAGE = ("__main__", "tools", "train | evaluate | predict", " : ".join((*OWNERS, "configs")))
 ENGINE = (
     *("cli", "trainer", "report", "speed", "resume", "run", "remote", "device", "parallel"),
-    "errors : files",
+    "errors : files : limits",
 )
 CONTRACTS = """
 [importlinter]
@@ -135,7 +135,7 @@ def test_an_arrow_that_goes_another_way_is_found(
     assert module.rpartition("/")[2] in said.partition("Broken contracts")[2]
 
 
-@pytest.mark.parametrize("module", ["errors", "files"])
+@pytest.mark.parametrize("module", ["errors", "files", "limits"])
 def test_the_lowest_floor_needs_the_standard_library_alone(project: Path, module: str) -> None:
     """`doctor` runs where nothing is installed."""
     path = project / "src/image_project/engine" / f"{module}.py"

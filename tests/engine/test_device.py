@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from image_project.engine import limits as engine_limits
 from image_project.engine.device import (
     Gpu,
     Hardware,
@@ -12,7 +14,9 @@ from image_project.engine.device import (
     Settings,
     apply,
     hardware,
+    limit_threads,
     line,
+    probe,
     requested,
     resolve,
 )
@@ -171,6 +175,28 @@ def test_only_the_gpus_asked_for_count() -> None:
     settings = resolve(Requested(devices=[0]), MIXED)
     assert (settings.name, settings.precision) == ("A100", "bf16-mixed")
     assert resolve(Requested(devices=[1]), MIXED).precision == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "threads"),
+    [(None, 16, 16), (2.0, 2, 2), (2.5, 2, 2), (0.5, 1, 1), (64, 16, 16)],
+)
+def test_workers_and_threads_keep_to_a_containers_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int, threads: int
+) -> None:
+    monkeypatch.setattr(engine_limits, "visible_cores", lambda: 16)
+    for module in (engine_limits, hardware):
+        monkeypatch.setattr(module, "limits", lambda: (None, quota))
+    assert probe().cores == cores
+    started = [16]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(torch, "set_num_threads", started.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    limit_threads()
+    assert started[-1] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")  # the user has chosen
+    limit_threads()
+    assert len(started) <= 2
 
 
 def test_processes_share_the_cores() -> None:

@@ -13,16 +13,21 @@ from typing import Any
 import image_project
 import pytest
 from conftest import run
+from image_project.engine import limits as engine_limits
+from image_project.engine.limits import limits
 from image_project.tools import doctor, known_harm
 from image_project.tools.doctor import facts as probe
 from image_project.tools.doctor.__main__ import judge
-from image_project.tools.doctor.facts import Facts, Nvidia, Torch, limits, parse_smi, read_notes
+from image_project.tools.doctor.facts import Facts, Nvidia, Torch, parse_smi, read_notes
 from image_project.tools.doctor.gpu import has_kernels
 from image_project.tools.doctor.row import Row
 from image_project.tools.known_harm import number
 
 PACKAGE = Path(image_project.__file__).parent
-SOURCES = [*sorted(Path(doctor.__path__[0]).glob("*.py")), Path(known_harm.__file__)]
+SOURCES = [
+    *sorted(Path(doctor.__path__[0]).glob("*.py")),
+    *map(Path, (known_harm.__file__, engine_limits.__file__)),
+]
 
 GB = 2**30
 LOADED = ("torch", "numpy", "hydra", "omegaconf", "torchmetrics", "lightning")
@@ -269,7 +274,6 @@ FINDINGS: list[tuple[Facts, str, str, str, str]] = [
         "1 GB",
         "data.num_workers=0",
     ),
-    (replace(LINUX, cpu_limit=2.5), "cores", "warning", "in each other's way", "OMP_NUM_THREADS=2"),
     (replace(LINUX, shared_memory=GB // 16), "/dev/shm", "warning", "bus error", "size=8g"),
     (
         replace(LINUX, shared_memory=GB // 16, container=True),

@@ -77,6 +77,7 @@ def build(run: Run) -> Built:
     """
     cfg = run.config
     seed_everything(cfg.seed, workers=True, verbose=False)
+    device.limit_threads()
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
     datamodule, task = build_data(cfg), build_task(cfg)
     callbacks = [

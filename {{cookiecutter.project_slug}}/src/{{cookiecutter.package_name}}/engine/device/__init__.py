@@ -1,7 +1,7 @@
 """What the hardware is, and what the run makes of it: `probe`, `resolve`, `apply`."""
 
 from .apply import apply, batch_size, line, requested
-from .hardware import Gpu, Hardware, exact_float32, probe, visible_gpus
+from .hardware import Gpu, Hardware, exact_float32, limit_threads, probe, visible_gpus
 from .policy import Requested, Settings, resolve
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "apply",
     "batch_size",
     "exact_float32",
+    "limit_threads",
     "line",
     "probe",
     "requested",

@@ -1,4 +1,4 @@
-"""What this machine has: the only file that asks the hardware."""
+"""What this machine has: the only file that asks the hardware, with limits.py."""
 
 import contextlib
 import importlib.util
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..limits import limits, usable_cores
 from ..parallel.torchrun import torchrun_layout
 
 VOLTA = (7, 0)  # from which on there is Triton, which torch.compile needs
@@ -70,9 +71,7 @@ def probe() -> Hardware:
     return Hardware(
         system=platform.system(),
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=usable_cores(),
         mps=torch.backends.mps.get_name() if mps else "",
         cuda=tuple(cuda),
         missed=missed,
@@ -80,6 +79,14 @@ def probe() -> Hardware:
         processes=processes,
         hosts=hosts,
     )
+
+
+def limit_threads() -> None:
+    """Keep PyTorch from starting a thread for each core where a CPU quota allows fewer."""
+    import torch
+
+    if limits()[1] is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def _has_cxx() -> bool:

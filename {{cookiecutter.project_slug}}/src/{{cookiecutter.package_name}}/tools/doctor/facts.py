@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...engine.limits import limits, visible_cores
 from ..known_harm import HARMFUL_VARIABLES, LAUNCHERS, versions_with_harm
 
 NOT_INSTALLED = "is not installed"
@@ -109,9 +110,7 @@ def probe(root: Path = Path("/")) -> Facts:
         nvidia=gpus,
         container=any((root / mark).exists() for mark in CONTAINER_MARKS)
         or "KUBERNETES_SERVICE_HOST" in os.environ,
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=visible_cores(),
         cpu_limit=cpu_limit,
         memory=physical_memory(),
         memory_limit=limit,
@@ -189,35 +188,6 @@ def nvidia_smi() -> tuple[str, tuple[Nvidia, ...]]:
 def parse_smi(said: str) -> tuple[Nvidia, ...]:
     rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
     return tuple(Nvidia(*row[:3]) for row in rows if len(row) >= 2)
-
-
-def limits(root: Path) -> tuple[int | None, float | None]:
-    """Return the memory in bytes and the cores that control groups allow; None: all there is."""
-    groups = root / "sys/fs/cgroup"  # of version 2; version 1 is gone from current systems
-    own = groups / (_read(root / "proc/self/cgroup") or "").rpartition("::")[2].strip().lstrip("/")
-    memory: list[int] = []
-    cpu: list[float] = []
-    # A limit may stand on any folder from one's own up; in a container one's own is the top.
-    for folder in (own, *own.parents):
-        if folder == groups or groups in folder.parents:
-            memory += _numbers(_read(folder / "memory.max"))[:1]
-            cpu += _share(_numbers(_read(folder / "cpu.max")))
-    return min(memory, default=None), min(cpu, default=None)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
-
-
-def _numbers(text: str | None) -> list[int]:
-    return [int(word) for word in (text or "").split() if word.isdigit()]
-
-
-def _share(quota_and_period: list[int]) -> list[float]:
-    return [quota_and_period[0] / quota_and_period[1]] if len(quota_and_period) == 2 else []
 
 
 def physical_memory() -> int | None:

@@ -83,12 +83,7 @@ def memory(facts: Facts) -> Row:
 def cores(facts: Facts) -> Row:
     if facts.cpu_limit is None or facts.cpu_limit >= facts.cores:
         return Row("cores", str(facts.cores))
-    found = f"{facts.cpu_limit:g}, by a limit, of {facts.cores}"
-    why = "PyTorch and the loader's workers count all of them, and would get in each other's way."
-    whole = max(1, int(facts.cpu_limit))
-    threads = set_variable(facts, "OMP_NUM_THREADS", str(whole))
-    fix = f"{threads} && {run(f'data.num_workers={whole - 1}')}"
-    return Row("cores", found, "warning", why, fix)
+    return Row("cores", f"{facts.cpu_limit:g}, by a limit, of {facts.cores}")  # train keeps to it
 
 
 def shared_memory(facts: Facts) -> list[Row]:

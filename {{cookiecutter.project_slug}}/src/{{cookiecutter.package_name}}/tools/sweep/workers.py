@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 from ...engine.device import visible_gpus
+from ...engine.limits import usable_cores
 from ...engine.run import Signals
 from .job import Job
 from .results import describe
@@ -56,9 +57,8 @@ def environments(num_workers: int) -> list[dict[str, str]]:
     if num_workers == 1:
         return [here]
     gpus = visible_gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # More threads than cores would wait for each other.
-    shared = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // num_workers)), **here}
+    shared = {"OMP_NUM_THREADS": str(max(1, usable_cores() // num_workers)), **here}
     own = [
         {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(num_workers)
     ]
