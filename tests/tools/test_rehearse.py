@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import run
 from hydra import compose, initialize_config_module
+from image_project.tools import known_harm
 from image_project.tools.rehearse import (
     TARGETS,
     Finding,
@@ -146,6 +147,98 @@ class WithLSTM(Sound):
 
     def spoilt(self, inputs: Tensor) -> Tensor:
         return self.rnn(inputs[:, None])[0][:, 0]
+
+
+class Projected(Sound):
+    """A kernel of MPS that refuses an option."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 16, batch_first=True, proj_size=8)
+
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        return self.rnn(inputs[:, None])[0][:, 0]  # fault
+
+
+class PacksAndProjects(Projected):
+    """Packed sequences do not come to that kernel."""
+
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_sequence(list(inputs[:, None]))
+        return self.rnn(packed)[0].data
+
+
+class Pools(Sound):
+    """From (2, 4) to `size` and back."""
+
+    pool: Any = staticmethod(F.adaptive_avg_pool2d)
+    size = (2, 3)
+
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        images = self.pool(inputs.view(-1, 1, 2, 4), self.size)  # fault
+        return F.interpolate(images, (2, 4)).flatten(1)
+
+
+class PoolsEvenly(Pools):
+    size = (4, 8)
+
+
+class PoolsBothWays(Pools):
+    pool = staticmethod(F.adaptive_max_pool2d)
+    size = (4, 3)
+
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        images = self.pool(inputs.view(-1, 1, 2, 4), self.size)  # fault
+        return F.interpolate(images, (2, 4)).flatten(1)
+
+
+class ManyDimensions(Sound):
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        many = inputs.view(-1, 8, *[1] * 15)
+        return (many * 2).flatten(1)  # fault
+
+
+class Large(Sound):
+    """4 GB and a bit."""
+
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        wide = inputs[:, :, None].expand(-1, -1, 2**24) * 2  # fault
+        return wide.mean(2)
+
+
+class Convolves(Sound):
+    def spoilt(self, inputs: Tensor) -> Tensor:
+        wide = inputs[:, None].repeat(1, 1, 9000)
+        return F.conv1d(wide, self.layer.weight[:1, None, :1])[:, 0, :8]  # fault
+
+
+@pytest.mark.parametrize(
+    ("task", "verdict"),
+    [
+        (Projected, "fails"),
+        (PacksAndProjects, "fine"),
+        (Pools, "fails"),
+        (PoolsEvenly, "fine"),
+        (PoolsBothWays, "fails"),
+        (ManyDimensions, "fails"),
+        (Large, "warning"),
+        (Convolves, "warning"),
+    ],
+)
+def test_shapes_that_kernels_of_mps_refuse_are_found_where_they_are(
+    task: type[Sound], verdict: str
+) -> None:
+    verdicts = by_target(rehearsed(task(), loader(), targets=["mps", "cuda"]))
+    assert verdicts["cuda"].verdict == "fine"
+    assert verdicts["mps"].verdict == verdict, verdicts["mps"]
+    for one in verdicts["mps"].findings:
+        assert (one.kind, one.file, one.line) == ("operator", __file__, line_of_fault(task()))
+
+
+@pytest.mark.parametrize("limit", known_harm.LIMITS, ids=lambda limit: limit.operator or limit.what)
+def test_each_known_limit_has_a_source_and_a_way_out(limit: known_harm.Limit) -> None:
+    assert limit.source.startswith("https://")
+    assert limit.fix
 
 
 def loader(samples: int = 16, **options: Any) -> DataLoader[Any]:

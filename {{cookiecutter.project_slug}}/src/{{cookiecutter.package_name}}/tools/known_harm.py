@@ -7,7 +7,10 @@ This file imports nothing but Python, since doctor runs where nothing is install
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+PYTORCH = "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen"
 
 
 @dataclass(frozen=True)
@@ -141,24 +144,98 @@ HARMS = (
 
 @dataclass(frozen=True)
 class Limit:
-    """An operator that a target has, and that refuses some shapes there."""
+    """Shapes that an operator refuses on a target that has it.
+
+    Args:
+        target: the device.
+        operator: by its bare name; empty for all that make a new tensor.
+        refuses: of the shapes that it is given, the shape of its result, and the result's bytes.
+        what: it does.
+        fix: in the program.
+        source: of this knowledge.
+        severity: of the finding.
+        called: it is seen as a call from Python, before PyTorch takes it apart; it has no result yet.
+    """
 
     target: str
     operator: str
-    uneven: bool  # refuses an input whose size the output's does not divide
+    refuses: Callable[[Sequence[Sequence[int]], Sequence[int], int], bool]
     what: str
     fix: str
     source: str
+    severity: str = "fails"
+    called: bool = False
+
+
+def _uneven(given: Sequence[Sequence[int]], result: Sequence[int], size: int) -> bool:
+    pairs = list(zip(given[0][-2:], result[-2:], strict=True))
+    shrinks = all(taken % made == 0 for taken, made in pairs)
+    return not (shrinks or all(made % taken == 0 for taken, made in pairs))
+
+
+def _grows_and_shrinks(given: Sequence[Sequence[int]], result: Sequence[int], size: int) -> bool:
+    (height, width), (new_height, new_width) = given[0][-2:], result[-2:]
+    return (height - new_height) * (width - new_width) < 0
+
+
+def _projects(given: Sequence[Sequence[int]], result: Sequence[int], size: int) -> bool:
+    states = given[
+        1:3
+    ]  # packed sequences have their batch sizes here, and do not come to the kernel
+    return all(len(state) == 3 for state in states) and states[0][2] != states[1][2]
 
 
 LIMITS = (
     Limit(
         "mps",
         "_adaptive_avg_pool2d",
-        True,
-        "takes only inputs that the output size divides",
+        _uneven,
+        "takes only inputs that the output size divides, or the other way",
         "choose an output size that divides the input's, or interpolate",
         "https://github.com/pytorch/pytorch/issues/96056",
+    ),
+    Limit(
+        "mps",
+        "adaptive_max_pool2d",
+        _grows_and_shrinks,
+        "takes no output that is larger than the input in one direction and smaller in the other",
+        "choose another output size, or interpolate",
+        f"{PYTORCH}/native/mps/operations/AdaptivePooling.mm",
+    ),
+    Limit(
+        "mps",
+        "lstm",
+        _projects,
+        "takes no proj_size",
+        "leave proj_size out, and put an nn.Linear behind it",
+        f"{PYTORCH}/native/mps/operations/RnnOps.mm",
+        called=True,
+    ),
+    Limit(
+        "mps",
+        "convolution",
+        lambda given, result, size: max(result, default=0) > 2**16,
+        "takes no more than 65,536 channels or positions before macOS 15.1",
+        "use macOS 15.1 or newer, or split it",
+        "https://github.com/pytorch/pytorch/pull/140726",
+        severity="warning",
+    ),
+    Limit(
+        "mps",
+        "",
+        lambda given, result, size: len(result) > 16,
+        "makes a tensor of more than 16 dimensions, the most there can be",
+        "join some of the dimensions",
+        f"{PYTORCH}/mps/EmptyTensor.cpp",
+    ),
+    Limit(
+        "mps",
+        "",
+        lambda given, result, size: size > 2**32,
+        "makes a tensor of more than 4 GB, with which some operators end the process",
+        "lower data.batch_size, and raise trainer.accumulate_grad_batches",
+        "https://github.com/pytorch/pytorch/issues/149325",
+        severity="warning",
     ),
 )
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from .harm import NAMES
+from .harm import CALLS, NAMES
 from .meta_mode import CPU
 from .recorder import Recorder
 from .standin import META, StandIn, home, invented, value
@@ -49,8 +50,9 @@ class DeviceCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self._device(kwargs["device"])}
-        if getattr(func, "__name__", "") in NAMES:
-            self.recorder.called(func.__name__, [arg for arg in args if isinstance(arg, Tensor)])
+        if getattr(func, "__name__", "") in NAMES | CALLS:
+            given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            self.recorder.called(func.__name__, given)
         special = self.special.get(func)
         return special(*args, **kwargs) if special else func(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 """Whether an operator, with this PyTorch and these tensors, is among what is known to do harm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from .. import known_harm
 
 HALF = (torch.float16, torch.bfloat16)
 NAMES = frozenset(name for harm in known_harm.HARMS for name in harm.operators)
+CALLS = frozenset(limit.operator for limit in known_harm.LIMITS if limit.called)
 
 
 def harm_of(name: str, given: Sequence[Tensor], target: str) -> tuple[str, str] | None:
@@ -26,14 +27,24 @@ def harm_of(name: str, given: Sequence[Tensor], target: str) -> tuple[str, str] 
     return None
 
 
-def limit_of(name: str, taken: Tensor, result: Tensor, target: str) -> tuple[str, str] | None:
-    """Return why the target's kernel refuses this input, and a fix."""
+def limits_of(
+    name: str, given: Sequence[Tensor], result: Tensor | None, target: str
+) -> Iterator[known_harm.Limit]:
+    """Yield why the target refuses these shapes.
+
+    Args:
+        name: of the operator or function.
+        given: the tensors that it takes.
+        result: what it has made; None for a call that is yet to be made.
+        target: the device.
+    """
+    shapes = [tuple(tensor.shape) for tensor in given]
+    made = () if result is None else tuple(result.shape)
+    size = 0 if result is None else result.numel() * result.element_size()
     for limit in known_harm.LIMITS:
-        if limit.target == target and limit.operator == name and limit.uneven:
-            pairs = zip(taken.shape[-2:], result.shape[-2:], strict=True)
-            if any(size % out for size, out in pairs):
-                return f"{name} on {target} {limit.what} ({limit.source})", limit.fix
-    return None
+        applies = limit.target == target and limit.called == (result is None)
+        if applies and limit.operator in ("", name) and limit.refuses(shapes, made, size):
+            yield limit
 
 
 def _in_half(given: Sequence[Tensor], target: str) -> bool:

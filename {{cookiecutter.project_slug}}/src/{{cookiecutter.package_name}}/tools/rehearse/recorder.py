@@ -9,9 +9,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
+from ..known_harm import Limit
 from . import operators
 from .findings import Finding
-from .harm import harm_of, limit_of
+from .harm import CALLS, harm_of, limits_of
 from .memory import Meter
 from .places import Place, current
 from .standin import StandIn, home
@@ -34,6 +35,7 @@ class Recorder:
     accept: dict[str, str] = field(default_factory=dict)
     stage: str = ""  # train, val, test or predict while such a step runs
     findings: list[Finding] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)  # of the target that were met
     guesses: list[tuple[Place | None, str]] = field(default_factory=list)
     places: dict[int, Place | None] = field(default_factory=dict)  # of nodes of the backward pass
     meter: Meter = field(init=False)  # of the memory on the target
@@ -72,10 +74,10 @@ class Recorder:
             needed_values: its shape could be told from values only.
         """
         self.meter.made(result)
-        if given and isinstance(result, StandIn) and result.home == self.target:
-            name = func._schema.name.partition("::")[2]
-            if limit := limit_of(name, given[0], result, self.target.type):
-                self.add("operator", "fails", *limit, operator=_name(func))
+        first = next((leaf for leaf in tree_leaves(result) if isinstance(leaf, StandIn)), None)
+        if first is not None and first.home == self.target:
+            new = not (func.is_view or func._schema.is_mutable)
+            self._limits(_name(func), given, first, new=new)
         reads = needed_values and torch.Tag.dynamic_output_shape in func.tags
         on_target = all(home(tensor) == self.target for tensor in given)  # else the CPU's are read
         if reads and on_target and not _indexes(func):
@@ -117,6 +119,18 @@ class Recorder:
         """Note a function or operator, by its bare name, if it is known to do harm."""
         if harm := harm_of(name, given, self.target.type):
             self.add("harm", "warning", *harm, operator=name)
+        if name in CALLS and any(home(tensor) == self.target for tensor in given):
+            self._limits(name, given, None)
+
+    def _limits(
+        self, name: str, given: list[Tensor], result: Tensor | None, *, new: bool = True
+    ) -> None:
+        for limit in limits_of(name.rpartition(".")[2], given, result, self.target.type):
+            general = not limit.operator  # one line is enough of what every later operator repeats
+            if not general or (new and limit not in self.limits):
+                self.limits.append(limit)
+                what = f"{name} on {self.target.type} {limit.what} ({limit.source})"
+                self.add("operator", limit.severity, what, limit.fix, operator=name)
 
     def guessed(self, what: Any) -> None:
         """Note that a value was asked for that is not known."""
