@@ -161,6 +161,13 @@ def test_sources_hold_no_jinja_so_they_are_linted_as_they_are() -> None:
         assert not re.search(r"\{\{|\{%|\{#", path.read_text(encoding="utf-8")), path
 
 
+def test_every_text_file_is_opened_with_an_encoding() -> None:
+    """Otherwise Windows reads the metrics of `self.log("val/précision", ...)` in another one."""
+    rule = ("--isolated", "--preview", "--select", "PLW1514", "--no-cache")
+    done = run(sys.executable, "-m", "ruff", "check", *rule, *SOURCE.rglob("src"))
+    assert done.returncode == 0, done.stdout
+
+
 def test_configs_are_valid_yaml_before_they_are_rendered() -> None:
     for path in SOURCE.rglob("src/**/*.yaml"):
         yaml.safe_load(path.read_text(encoding="utf-8"))

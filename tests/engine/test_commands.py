@@ -39,6 +39,7 @@ AT_ONCE = [
     ("train seed=-1", "seed=-1 must be"),
     ("train trainer.max_epochs=0", "trainer.max_epochs=0 must be 1 or more"),
     ("train trainer.max_steps=0", "would train nothing"),
+    ("train +trainer.callbacks=[a]", "Move it to a file in configs/callbacks/"),
 ]
 LATER = [
     ("train name=a/b", "must be the name of one folder"),

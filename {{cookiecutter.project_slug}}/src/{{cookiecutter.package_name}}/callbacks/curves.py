@@ -38,7 +38,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
             baseline/val_loss, that is drawn as a line.
         picture: the PNG to write.
     """
-    with metrics.open(newline="") as file:
+    with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = columns_by_name(rows[0] if rows else [])
     # The loss first, the others by name.

@@ -250,7 +250,8 @@ def _of_optimizer(error: BaseException) -> bool:
     """Whether PyTorch has refused what a task's `configure_optimizers` gave it, such as lr=-1."""
     frames = traceback.extract_tb(error.__traceback__)
     from_task = any(frame.name == "configure_optimizers" for frame in frames)
-    return from_task and "/torch/optim/" in Path(frames[-1].filename).as_posix()
+    last = Path(frames[-1].filename).as_posix()  # Hydra calls what is a `_partial_`
+    return from_task and ("/torch/optim/" in last or "/hydra/_internal/" in last)
 
 
 def _same_kind(old: Any, new: Any) -> bool:

@@ -38,7 +38,7 @@ def limits(root: Path = Path("/")) -> tuple[int | None, float | None]:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text("utf-8", "replace")
     except OSError:
         return None
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
     LearningRateMonitor,
+    ProgressBar,
 )
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -39,7 +40,7 @@ from .resume.checkpoint import (
 )
 from .resume.checkpoint_io import CheckpointIO
 from .resume.state import model_checkpoints
-from .run import Run, find, initial_checkpoint, plain_config
+from .run import Run, find, initial_checkpoint, num_parameters, plain_config
 from .speed import fast_log, fast_loop
 from .speed.compile import FirstStep, compile_in_place
 from .speed.fused import FusedOptimizers
@@ -93,7 +94,7 @@ def build(run: Run) -> Built:
 
     if _saves(cfg):
         warn_if_untrusted(plain_config(run.requested))
-    compiled = run.settings.compiles(sum(p.numel() for p in task.parameters()))
+    compiled = run.settings.compiles(num_parameters(task))
     if compiled:
         compile_in_place(task, same_bits=bool(cfg.trainer.deterministic))
         callbacks.append(FirstStep())
@@ -125,6 +126,8 @@ def build(run: Run) -> Built:
     )
     if not loggers:  # which LearningRateMonitor refuses
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
+    if not cfg.trainer.get("enable_progress_bar", True):
+        callbacks = [one for one in callbacks if not isinstance(one, ProgressBar)]
     if "default_root_dir" not in cfg.trainer:
         options["default_root_dir"] = str(run.folder.path)
     if "enable_checkpointing" not in cfg.trainer:  # it adds a ModelCheckpoint if there is none
@@ -208,6 +211,8 @@ def fit(run: Run, built: Built) -> Path | None:
     trainer, folder = built.trainer, run.folder
     folder.share("checkpoints", in_parts=run.settings.strategy == "fsdp")
     init_process_group(trainer.strategy)
+    # As before the test, since `setup` is called for each: a random split must be the same one.
+    seed_everything(run.config.seed, workers=True, verbose=False)
     trainer.fit(built.task, built.datamodule, ckpt_path=built.resume_from)
     resume = next(one for one in trainer.callbacks if isinstance(one, Resume))  # type: ignore[attr-defined]
     stopped = run.signals.received is not None
@@ -215,6 +220,9 @@ def fit(run: Run, built: Built) -> Path | None:
         (stopped,) = resume.agreement.any(stopped)
     if stopped:
         run.signals.exit()
+    for one in trainer.early_stopping_callbacks:
+        if trainer.should_stop and one.stopping_reason_message:
+            log.info(one.stopping_reason_message.replace("Signaling Trainer to stop.", "Stopped."))
     best = _best(trainer)
     if resume.enabled:
         trainer.save_checkpoint(folder.last, weights_only=True)
@@ -304,7 +312,9 @@ def load_run(run: str, runs_dir: str = "runs") -> tuple[LightningModule, Any]:
     """
     _, path = find(run, runs_dir)
     checkpoint, trained = read(path)
-    task = build_task(trained)
-    load_state(task, checkpoint, path)
     settings = device.resolve(device.Requested(), device.probe())
-    return task, build_data(device.apply(trained, settings))
+    seed_everything(trained.seed, workers=True, verbose=False)  # for the same random splits
+    datamodule, task = build_data(device.apply(trained, settings)), build_task(trained)
+    load_state(task, checkpoint, path)
+    seed_everything(trained.seed, workers=True, verbose=False)
+    return task, datamodule

@@ -78,7 +78,10 @@ def _read(run: RunFolder, line: Listing) -> None:
         return
     if run.pruned.is_file() and line.state == "resumable":
         line.state = "pruned"
-    with contextlib.suppress(FileNotFoundError), (run.path / "metrics.csv").open() as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        (run.path / "metrics.csv").open(encoding="utf-8") as file,
+    ):
         rows = [row for row in csv.DictReader(file) if row.get(line.metric)]
         if rows:
             best_of = min if cfg["mode"] == "min" else max

@@ -115,7 +115,7 @@ def visible_gpus() -> list[str]:
 
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):  # Linux tells more here than by platform.processor()
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

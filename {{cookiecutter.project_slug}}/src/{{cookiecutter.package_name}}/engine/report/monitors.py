@@ -1,4 +1,4 @@
-"""Monitored metrics: one that is misspelt is refused within seconds, one that is late is awaited."""
+"""Monitored metrics: a misspelt one is refused within seconds, a late one is waited for."""
 
 import logging
 from collections.abc import Callable
@@ -19,13 +19,17 @@ HOOKS = ("on_validation_end", "on_train_epoch_end")
 class Monitors(Callback):
     """Let EarlyStopping and ModelCheckpoint wait for a metric that is logged late.
 
-    Lightning ends a run if their metric is missing at the end of the first validation.
+    Lightning ends a run if their metric is missing at the end of the first validation, and if that
+    of ReduceLROnPlateau is missing at the end of an epoch, which may be one without a validation.
     """
 
     def __init__(self) -> None:
         self.validated = False
 
     def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
+        if trainer.check_val_every_n_epoch != 1:
+            for schedule in trainer.lr_scheduler_configs:
+                schedule.strict = False
         for one in _monitoring(trainer):
             for hook in HOOKS:
                 vars(one)[hook] = partial(_call_if_logged, getattr(one, hook), one)

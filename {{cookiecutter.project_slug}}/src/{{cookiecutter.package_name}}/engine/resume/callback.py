@@ -214,6 +214,11 @@ class Resume(Callback):
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
         self._refuse_non_finite(trainer)
         self.logged.end_epoch()
+        if self.enabled and trainer.global_step == 0 and trainer.current_epoch == 0:
+            log.warning(
+                "Lightning has counted no optimizer step, so no checkpoint is saved. Step what"
+                " self.optimizers() returns, without use_pl_optimizer=False."
+            )
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
         self.validation_started = perf_counter()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -46,14 +47,14 @@ class CheckpointIO(TorchCheckpointIO):
             if checkpoint.get(key)
         }
         rest = {key: value for key, value in checkpoint.items() if key not in HPARAMS_TYPES}
-        return {**rest, **kept, "run": {"config": self.config}}
+        return plain_numbers({**rest, **kept, "run": {"config": self.config}})
 
     def _plain_hparams(self, key: str, hparams: Any) -> dict[str, Any]:
         """Return the hyper-parameters without those that are objects, such as a model."""
         plain = {
             name: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value)
-            else value
+            else plain_numbers(value)
             for name, value in hparams.items()
         }
         if key not in self.left_out:
@@ -117,6 +118,21 @@ class CheckpointIO(TorchCheckpointIO):
         if Path(path).exists() and not checksum_matches(Path(path)):
             raise UserError(f"{path} is broken. Add resume=never, or use another checkpoint.")
         return super().load_checkpoint(path, *args, **kwargs)
+
+
+def plain_numbers(value: Any) -> Any:
+    """Return `value` with Python's numbers in place of NumPy's, which no checkpoint may hold.
+
+    They come from `LambdaLR(optimizer, lambda step: np.cos(...))`, and the like. A state_dict of a
+    module is an OrderedDict with attributes of its own, and stays as it is.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {plain_numbers(key): plain_numbers(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain_numbers, value))
+    return value
 
 
 def _prove(path: Path) -> None:

@@ -6,6 +6,7 @@ position, for any number of workers. A DataLoader reads nothing to get into the 
 
 import copy
 import itertools
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from .position import GENERATORS, Position, seed_all, seed_from, seed_one
 from .tensor_rows import TensorBatches, tensor_rows
+
+log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -66,6 +69,7 @@ class ResumableLoader:
         # A subclass with an __iter__ of its own is iterated as it is.
         plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
         self.by_index = plain and not isinstance(loader.dataset, IterableDataset)
+        self.warned = False
         self.in_memory = False  # then nothing random happens when a batch is made
         self.batches = self._seeded_copy(loader) if plain else loader
 
@@ -200,9 +204,20 @@ class ResumableLoader:
             seed_all(device, *place, batch, rank, "step")
             if data is self:
                 self.length = self.length if self.by_index else batch
+                self._warn_if_short(batch, place)
                 return
             # Lightning copies to the GPU without waiting for it, if the memory is pinned.
             yield batch, pinned(data) if self.on_cuda and not self.num_workers else data
+
+    def _warn_if_short(self, given: int, place: tuple[Any, ...]) -> None:
+        """Lightning validates in the last batch of an epoch, which it knows by the length."""
+        promised = sized_len(self.loader)
+        if not self.warned and "train" in place and promised is not None and given < promised:
+            self.warned = True
+            log.warning(
+                f"The training loader's length is {promised}, and it has given {given} batches:"
+                " Lightning skips the validation. Correct the __len__ of its data or sampler."
+            )
 
 
 def _new_loader() -> ResumableLoader:

@@ -57,7 +57,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
         "keepers": [
             {name: read(one, name) for name in KEEPER} for one in model_checkpoints(trainer)
         ],
-        "files": [sorted(path.name for path in _files(one)) for one in model_checkpoints(trainer)],
+        "files": [sorted(_files(one)) for one in model_checkpoints(trainer)],
         "groups": [
             [[names.get(id(one)) for one in group["params"]] for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
@@ -72,7 +72,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
 
 
 def takes_back(logger: Any) -> bool:
-    """Whether a logger can drop rows. Lightning's DummyLogger says of itself that it has any name."""
+    """Whether a logger can drop rows. Lightning's DummyLogger claims to have any attribute."""
     return hasattr(type(logger), "resume_rows")
 
 
@@ -163,8 +163,8 @@ def remove_later_files(
     """
     names = known or [[] for _ in model_checkpoints(trainer)]
     for keeper, kept in zip(model_checkpoints(trainer), names, strict=False):
-        for path in _files(keeper) if trainer.is_global_zero else ():
-            if folder in path.parents and path.name not in kept and path not in own:
+        for name, path in _files(keeper).items() if trainer.is_global_zero else ():
+            if folder in path.parents and name not in kept and path not in own:
                 remove(path)
 
 
@@ -209,8 +209,12 @@ def _paths(state: dict[str, Any]) -> Iterator[str]:
     yield from filter(None, paths)
 
 
-def _files(keeper: ModelCheckpoint) -> list[Path]:
-    return [*Path(keeper.dirpath or "nowhere").glob("*.ckpt")]
+def _files(keeper: ModelCheckpoint) -> dict[str, Path]:
+    """Return the files in its folder, and in those that a filename with `{val/loss}` makes."""
+    folder = Path(keeper.dirpath or "nowhere")
+    depths = range((keeper.filename or "").count("/") + 1)
+    files = [path for depth in depths for path in folder.glob("*/" * depth + "*.ckpt")]
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def _found_by_search(trainer: Trainer) -> list[str]:

@@ -2,7 +2,7 @@
 
 from .folder import RunFolder, find, initial_checkpoint, write_json
 from .identity import identity, plain_config, training_limits
-from .open import Run, open_run, run_folder, validate
+from .open import Run, num_parameters, open_run, run_folder, validate
 from .signals import Signals
 from .unused import unused_groups
 
@@ -13,6 +13,7 @@ __all__ = [
     "find",
     "identity",
     "initial_checkpoint",
+    "num_parameters",
     "open_run",
     "plain_config",
     "run_folder",

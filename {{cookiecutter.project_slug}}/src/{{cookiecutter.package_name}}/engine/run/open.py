@@ -93,8 +93,8 @@ class Run:
 
     def log_start(self, task: Any, *, compiled: bool, resume_from: Path | None) -> None:
         """Say what is trained, and where it begins."""
-        count = sum(parameter.numel() for parameter in task.parameters())
-        log.info(f"{type(task).__name__}: {count:,} parameters{', compiled' * compiled}")
+        count = f"{num_parameters(task):,} parameters"
+        log.info(f"{type(task).__name__}: {count}{', compiled' * compiled}")
         if resume_from is not None:
             log.info(f"Resuming from {resume_from}")
 
@@ -121,6 +121,11 @@ class Run:
                 f"This is a new run: its code or config differs from that of the unfinished"
                 f" {newest.parents[1]}. To continue that one, add ckpt_path={newest}."
             )
+
+
+def num_parameters(task: Any) -> int:
+    """Return the number of parameters, without those of LazyLinear and the like: not yet known."""
+    return sum(one.numel() for one in task.parameters() if not hasattr(one, "materialize"))
 
 
 def open_run(cfg: DictConfig) -> Run:
@@ -206,6 +211,9 @@ def validate(cfg: DictConfig) -> None:
             f"trainer.max_epochs={cfg.trainer.max_epochs} must be 1 or more: schedules follow from"
             " it. Set trainer.max_steps or trainer.max_time beside it to stop earlier."
         )
+    for key in ("callbacks", "logger"):
+        if cfg.trainer.get(key):
+            raise UserError(f"trainer.{key} is not used. Move it to a file in configs/{key}/.")
     for key in ("max_steps", "limit_train_batches"):
         if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 would train nothing. Use 1 or more.")

@@ -13,7 +13,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 
 class ConfusionMatrix(Callback):
-    """Draws confusion.png in `folder` when a test ends, if `test_step` returns logits."""
+    """Draws confusion.png in `folder` when a test ends, if `test_step` returns logits.
+
+    It needs batches of inputs and one class each. For others it draws nothing.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -28,13 +31,17 @@ class ConfusionMatrix(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2:  # a task of another kind
+        targets = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+        if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+            return  # a task of another kind
+        logits = outputs.ndim == 2 and outputs.shape[1] > 1
+        if not logits or targets.is_floating_point() or targets.shape != outputs.shape[:1]:
             return
         if self.counts is None:
             # Not validated: that reads every target, and a GPU would have to wait for it.
             counts = MulticlassConfusionMatrix(outputs.shape[1], validate_args=False)
             self.counts = counts.to(outputs.device)
-        self.counts.update(outputs, batch[1])
+        self.counts.update(outputs, targets)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.counts is None:
