@@ -42,10 +42,22 @@ def in_project(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NumpySchedule(ClassificationTask):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.extra = Extra()
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=np.sqrt(1e-4))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 9))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Extra(nn.Identity):
+    def get_extra_state(self) -> Any:
+        return {"seen": np.int64(3)}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state["seen"]
 
 
 class CountsInNumpy(L.Callback):
@@ -53,13 +65,15 @@ class CountsInNumpy(L.Callback):
         return {"best": np.float32(0.5), "seen": [np.int64(3)]}
 
 
-def test_numpys_numbers_may_be_in_a_schedule_and_in_a_callbacks_state(small: Compose) -> None:
+def test_numpys_numbers_may_be_in_a_schedule_and_in_other_states(small: Compose) -> None:
     own = f"+callbacks.own={{_target_: {__name__}.CountsInNumpy}}"
     cfg = small(task("NumpySchedule"), own)
     train(cfg)
     saved = torch.load(run_folder(cfg).checkpoints()[0], weights_only=True)
     assert isinstance(saved["optimizer_states"][0]["param_groups"][0]["lr"], float)
     assert saved["callbacks"]["CountsInNumpy"] == {"best": 0.5, "seen": [3]}
+    assert saved["state_dict"]["extra._extra_state"] == {"seen": 3}
+    assert saved["state_dict"]._metadata["model"] == {"version": 1}
 
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")
@@ -239,6 +253,22 @@ def test_the_progress_may_be_turned_off_as_in_lightning(
     with caplog.at_level(logging.INFO):
         train(small("+trainer.enable_progress_bar=false"))
     assert "epoch 1/2" not in caplog.text
+
+
+class PrintsAndWrites(ClassificationTask):
+    def on_train_epoch_end(self) -> None:
+        self.print("epoch", self.current_epoch, "is over")
+        Path(self.logger.log_dir, "note.txt").touch()
+
+
+def test_a_task_prints_and_writes_to_log_dir_as_in_lightning(
+    small: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = small(task("PrintsAndWrites"))
+    with caplog.at_level(logging.INFO):
+        train(cfg)
+    assert "epoch 1 is over" in caplog.messages
+    assert (run_folder(cfg).path / "note.txt").is_file()
 
 
 LOGITS = torch.eye(4, 3)

@@ -79,6 +79,8 @@ IDIOMS = {
     "LBFGS": Idiom("regression.WithLBFGS", first=31),
     "optimizer_step, clipping, backward": Idiom("regression.WarmUp"),
     "OneCycleLR by steps": Idiom("regression.OneCycle"),
+    "LambdaLR of NumPy": Idiom("regression.NumpySchedule"),
+    "LazyLinear": Idiom("regression.Lazy"),
     "ReduceLROnPlateau": Idiom("regression.Plateau"),
     "state in the checkpoint": Idiom("regression.Remembers"),
     "inference_mode=False": Idiom("regression.Gradients", ("+trainer.inference_mode=false",)),
@@ -98,6 +100,7 @@ IDIOMS = {
         "regression.DictRegression", ("+data.num_workers=2",), "data.DictPoints"
     ),
     "dict batches": Idiom("regression.DictRegression", (), "data.DictPoints"),
+    "random_split without a seed": Idiom(REGRESSION, (), "data.SplitAnew"),
     "stream": Idiom(REGRESSION, (), "data.Stream", quick=True),
     "several validation loaders": Idiom(
         "regression.Several",
@@ -195,6 +198,16 @@ IDIOMS = {
     "ModelCheckpoint every_n_train_steps": Idiom(
         REGRESSION,
         shipped("ModelCheckpoint", every_n_train_steps=4, save_top_k=-1, dirpath=FOLDER),
+    ),
+    "ModelCheckpoint named after val/loss": Idiom(
+        REGRESSION,
+        shipped(
+            "ModelCheckpoint",
+            monitor="train/loss",
+            filename="'{epoch}-{val/loss:.3f}'",
+            save_top_k=-1,
+            dirpath=FOLDER,
+        ),
     ),
     "ModelCheckpoint beside ours": Idiom(
         REGRESSION, shipped("ModelCheckpoint", monitor="train/loss", dirpath=FOLDER)

@@ -44,6 +44,11 @@ class Points(L.LightningDataModule):
         return self.loader(self.test)
 
 
+class SplitAnew(Points):
+    def setup(self, stage: str) -> None:
+        self.train, self.val, self.test = random_split(points(), [56, 12, 12])
+
+
 class OnlyTrain(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(points(), 8, shuffle=True)

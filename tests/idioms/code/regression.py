@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
@@ -62,6 +63,19 @@ class Given(Regression):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss", "frequency": 1},
         }
+
+
+class NumpySchedule(Regression):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 30))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Lazy(Regression):
+    def __init__(self, lr: float = 0.01) -> None:
+        super().__init__(lr)
+        self.net = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(1))
 
 
 class DictRegression(Regression):

@@ -40,6 +40,8 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self.path.parent)
 
+    log_dir = root_dir = save_dir  # where a task may put files, as with Lightning's CSVLogger
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}

@@ -72,6 +72,8 @@ class Bar(RichProgressBar):
 
 
 class EpochLines(ProgressBar):
+    is_enabled, is_disabled = True, False  # `self.print` of a task asks
+
     def disable(self) -> None:
         """Nothing: only rank 0 logs, and Lightning calls this on the others."""
 

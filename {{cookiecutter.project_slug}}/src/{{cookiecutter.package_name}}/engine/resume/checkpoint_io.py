@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,14 @@ class CheckpointIO(TorchCheckpointIO):
 def plain_numbers(value: Any) -> Any:
     """Return `value` with Python's numbers in place of NumPy's, which no checkpoint may hold.
 
-    They come from `LambdaLR(optimizer, lambda step: np.cos(...))`, and the like. A state_dict of a
-    module is an OrderedDict with attributes of its own, and stays as it is.
+    They come from `LambdaLR(optimizer, lambda step: np.cos(...))`, and the like.
     """
     if isinstance(value, np.generic):
         return value.item()
+    if type(value) is OrderedDict:  # of a module, with attributes of its own
+        value = copy.copy(value)
+        value.update({key: plain_numbers(one) for key, one in value.items()})
+        return value
     if type(value) is dict:
         return {plain_numbers(key): plain_numbers(one) for key, one in value.items()}
     if type(value) in (list, tuple):
