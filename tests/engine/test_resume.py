@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import Timeout
 from image_project.engine.errors import UserError
-from image_project.engine.files import checksum_matches, write_whole
+from image_project.engine.files import Lock, checksum_matches, write_whole
 from image_project.engine.resume import callback, checkpoint_io
 from image_project.engine.run import RunFolder, folder, run_folder
 from image_project.engine.trainer import load_run
@@ -118,6 +119,25 @@ def test_a_signal_saves_after_the_step_and_says_so_in_the_exit_status(
     assert result(run_folder(cfg)) == result(whole)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_may_send_sighup_several_times(
+    small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its shell and by the system: only the first counts."""
+
+    def interrupt(task: Any, batch: Any, batch_idx: int) -> None:
+        if task.global_step == 6:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(ClassificationTask, "on_train_batch_start", interrupt)
+    cfg = small("save.every_n_steps=100")
+    with pytest.raises(SystemExit) as end:
+        train(cfg)
+    assert end.value.code == 129
+    assert [path.stem for path in run_folder(cfg).checkpoints()] == ["step_000000007"]
+
+
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(
     small: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +193,29 @@ def test_a_second_process_in_the_same_folder_is_refused(
             train(cfg)
         other.communicate(b"\n")
     assert train(cfg)["epochs"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of another kind")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_trains_with_a_warning(
+    small: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    code: int,
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    cfg = small("trainer.max_epochs=1", f"runs_dir={tmp_path.as_posix()}/{code}")
+    assert train(cfg)["epochs"] == 1
+    assert len([said for said in caplog.messages if "without locks" in said]) == 1
+    assert not run_folder(cfg).is_live()
+    # The threads of a sweep still exclude each other.
+    with Lock(tmp_path / "claim", timeout=0), pytest.raises(Timeout):
+        Lock(tmp_path / "claim", timeout=0).acquire()
+    Lock(tmp_path / "claim", timeout=0).acquire()
 
 
 def test_resume_must_trains_nothing_from_the_start(small: Compose) -> None:

@@ -1,5 +1,7 @@
 """Text becomes tokens, once and whole; what is wrong with it is said in a sentence."""
 
+import errno
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,17 @@ def test_a_kill_in_the_middle_leaves_nothing_half(
     # What a kill that nothing can catch leaves beside it does no harm.
     (lock,) = cache.glob("*.lock")
     lock.with_name(f"{lock.stem}.part").write_bytes(b"half")
+    assert read(story) == STORY
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks of another kind")
+def test_a_cache_on_a_disk_without_locks_is_written(
+    story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
     assert read(story) == STORY
 
 

@@ -1,20 +1,34 @@
 """Write files whole or not at all, also if the process is killed or the disk is full.
 
-Checksums find bits that have flipped since. `is_leftover` says what nobody has written on purpose.
+Checksums find bits that have flipped since. `Lock` is a lock, where the disk has locks.
+`is_leftover` tells the files of a folder from the copies that editors and the like leave there.
 """
 
 import contextlib
+import errno
+import functools
 import json
+import logging
 import os
 import re
 import shutil
+import threading
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has locks of its own
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS, Lustre, mounts of containers
 # What editors, macOS and programs that synchronize leave beside a file: copies and notes of their
 # own. Hidden files and folders (._x.py, .#x.py, .ipynb_checkpoints) are others.
 LEFTOVER = re.compile(
@@ -104,6 +118,67 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+class Lock:
+    """A file that is locked against other processes, and against this one's threads.
+
+    Where the file system has no locks, it is locked against the threads alone, with a warning.
+
+    Args:
+        path: the file, which is created.
+        timeout: seconds to wait for the lock; -1: for ever.
+    """
+
+    def __init__(self, path: Path, timeout: float = -1) -> None:
+        self.path, self.timeout = path, timeout
+        self.lock: Any = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            Timeout: somebody else has it.
+            OSError: the file cannot be written.
+        """
+        from filelock import FileLock, Timeout  # the rest of this file needs Python alone
+
+        if _has_locks(self.path):
+            self.lock = FileLock(self.path, timeout=self.timeout)
+            self.lock.acquire()
+            return
+        _warn_of_no_locks(self.path.parent)
+        self.lock = _thread_locks[self.path.absolute()]
+        if not self.lock.acquire(timeout=self.timeout):
+            raise Timeout(str(self.path))
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+_thread_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+
+def _has_locks(path: Path) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # also of a lock that somebody has
+        return error.errno not in NO_LOCKS
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path) -> None:
+    log.warning(f"{folder} is on a disk without locks: two runs in it at once are not noticed.")
 
 
 def checksum_matches(path: Path) -> bool:

@@ -15,10 +15,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock
-
 from ..errors import UserError
-from ..files import CHECKSUMS, on_this_machine
+from ..files import CHECKSUMS, Lock, on_this_machine
 from .lease import SIGN, Lease
 from .url import Folder, fetch_checkpoint, latest
 
@@ -63,7 +61,7 @@ class Mirror:
         if not (there := self._there()):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "fetch.lock"):
+        with Lock(self.folder / "fetch.lock"):
             here = self._here()
             for name in here:
                 if name.startswith(STEP_PREFIX) and there.get(name) == here[name][1]:

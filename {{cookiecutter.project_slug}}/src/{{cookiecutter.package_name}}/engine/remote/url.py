@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import Lock, write_whole
 
 
 @contextlib.contextmanager
@@ -131,7 +130,7 @@ def fetch_checkpoint(url: str, folder: Path) -> Path:
         state = repr([(path, there.files.ukey(path)) for path in found])
     folder = folder / hashlib.sha256(state.encode()).hexdigest()[:8]
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "fetch.lock"):  # of several processes one is the first
+    with Lock(folder / "fetch.lock"):  # of several processes one is the first
         for path in found:
             relative = path.removeprefix(there.path).lstrip("/")
             if not (folder / relative).is_file():

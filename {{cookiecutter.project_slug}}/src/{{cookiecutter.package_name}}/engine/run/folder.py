@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from .. import ROOT
 from ..errors import UserError
-from ..files import CHECKSUMS, is_url, remove, write_whole
+from ..files import CHECKSUMS, Lock, is_url, remove, write_whole
 from ..parallel.torchrun import from_rank_zero, torchrun_layout
 
 if TYPE_CHECKING:  # what it needs takes long to load
@@ -149,7 +149,7 @@ class RunFolder:
             UserError: another process trains in it, or it cannot be written.
         """
         # Loader workers of a killed process keep the lock for some seconds.
-        lock = FileLock(self.lock, timeout=LOCK_SECONDS)
+        lock = Lock(self.lock, timeout=LOCK_SECONDS)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -186,7 +186,7 @@ class RunFolder:
         if not self.lock.is_file():
             return False
         try:
-            with FileLock(self.lock, blocking=False):
+            with Lock(self.lock, timeout=0):
                 return False
         except Timeout:
             return True

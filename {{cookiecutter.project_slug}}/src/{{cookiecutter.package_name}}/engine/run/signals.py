@@ -20,7 +20,7 @@ class Signals:
     """While it is entered, a signal stops the run: at once, or where `deferred` at the next batch.
 
     The exit status is 128 and the signal's number: 143 for SIGTERM, 130 for Ctrl-C. A second
-    signal ends the process on the spot; files are written so that this harms none.
+    signal (but SIGHUP) ends the process on the spot; files are written so that this harms none.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,9 @@ class Signals:
         if os.getpid() != self._process:
             return  # a loader's worker: Ctrl-C goes to all, and the batches are needed still
         if self.received is not None:
-            if time.monotonic() - self._since < self.ignore_repeats:
+            # A terminal that closes sends several SIGHUP: by its shell and by the system.
+            again = number == getattr(signal, "SIGHUP", None)
+            if again or time.monotonic() - self._since < self.ignore_repeats:
                 return
             os._exit(128 + number)
         self.received, self._since = number, time.monotonic()

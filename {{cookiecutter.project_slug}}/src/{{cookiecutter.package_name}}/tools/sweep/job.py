@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import DictConfig
 
+from ...engine.files import Lock
 from ...engine.run import RunFolder, Signals, training_limits
 from .command import Overrides
 from .results import Row
@@ -46,7 +47,7 @@ class Job:
     argv: list[str]
     output: Path
     pruned: dict[str, Any] | None = None
-    claim: FileLock | None = field(default=None, init=False)
+    claim: Lock | None = field(default=None, init=False)
     why: str = field(default="", init=False)  # it has failed
     metrics: dict[str, float] = field(default_factory=dict, init=False)
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
@@ -110,7 +111,7 @@ class Job:
     def take(self, folder: Path) -> bool:
         """Claim the run for this worker. Return False if another worker of the sweep has it."""
         (folder / "claims").mkdir(parents=True, exist_ok=True)
-        claim = FileLock(folder / "claims" / f"{self.number}.lock", blocking=False)
+        claim = Lock(folder / "claims" / f"{self.number}.lock", timeout=0)
         try:
             claim.acquire()
         except Timeout:

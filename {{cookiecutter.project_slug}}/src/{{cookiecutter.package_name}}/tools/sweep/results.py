@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
 from omegaconf import DictConfig
 
-from ...engine.files import on_this_machine
+from ...engine.files import Lock, on_this_machine
 from ...engine.run import write_json
 from ..runs import columns
 from .means import Mean, means
@@ -82,7 +81,7 @@ def write(results: Results, rows: Sequence[Row]) -> None:
         written["means"] = [asdict(mean) for mean in means_of(results, rows)]
     elif finished:
         written["best"] = asdict(finished[0])
-    with FileLock(results.folder / "results.lock"):  # another worker may end at this moment, too
+    with Lock(results.folder / "results.lock"):  # another worker may end at this moment, too
         write_json(results.folder / "sweep.json", written)
         results.draw()
 

@@ -15,11 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ...engine.errors import UserError
+from ...engine.files import Lock
 from ...engine.run import RunFolder, identity, run_folder, training_limits, write_json
 from .command import Command
 from .job import Job
@@ -80,9 +80,9 @@ class Study:
         self.num_runs = cfg.sweep.num_runs
         self.title = f"{self.num_runs} runs of {', '.join(lines)}"
 
-    def _alone(self) -> FileLock:
+    def _alone(self) -> Lock:
         """Lock the study against its other workers, while a trial is chosen or told."""
-        return FileLock(self.folder / "lock")
+        return Lock(self.folder / "lock")
 
     def next(self) -> Job | None:
         with self.mutex, self._alone():

@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,16 @@ def read_corpus(path: Path, tokenizer: ByteTokenizer | BpeTokenizer, cache: Path
     if not target.is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):  # of several processes, one reads
+            part = target.with_suffix(".part")
+            with contextlib.ExitStack() as lock:
+                try:
+                    lock.enter_context(
+                        FileLock(f"{target}.lock")
+                    )  # of several processes, one reads
+                except (OSError, NotImplementedError):  # a disk without locks: each of them does
+                    part = target.with_suffix(f".{os.getpid()}.part")
                 if not target.is_file():
                     log.info(f"Reading {path}, once, to {target}")
-                    part = target.with_suffix(".part")
                     with part.open("wb") as out:
                         _write_tokens(files, tokenizer, out)
                     part.replace(target)  # a kill leaves no half of it under its name
