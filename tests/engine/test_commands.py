@@ -166,13 +166,57 @@ def test_a_pipe_that_is_closed_is_no_error_of_the_run(tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/metrics.json"))
 
 
-def test_a_task_of_a_slurm_job_is_not_taken_for_a_process_of_a_run(tmp_path: Path) -> None:
-    """As in `sbatch --ntasks=2`, `salloc` and the second task of `srun`: Lightning would wait."""
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "1", "SLURM_NTASKS": "2"}
-    task = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
-    done = command("train", "debug=fast", cwd=tmp_path, **job, **task)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes no streams")
+def test_closed_streams_are_no_error_of_the_run(tmp_path: Path) -> None:
+    """As by `train <&- >&- 2>&-`."""
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "show=progress")
+    train = (sys.executable, "-m", PACKAGE, "train", *short)
+    done = run("sh", "-c", '"$@" <&- >&- 2>&-', "sh", *train, cwd=tmp_path)
+    assert done.returncode == 0
+    assert list(tmp_path.glob("runs/*/metrics.json"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_terminal_that_is_gone_is_no_error_of_the_run(tmp_path: Path) -> None:
+    """As with `nohup`, or in a session of its own: the bar is written to nobody."""
+    import pty
+
+    master, terminal = pty.openpty()
+    words = ("train", "trainer.max_epochs=4", "trainer.limit_train_batches=4")
+    process = subprocess.Popen(
+        [sys.executable, "-m", PACKAGE, *words],
+        cwd=tmp_path,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen = b""
+    while b"Epoch 1" not in seen:
+        seen += os.read(master, 65536)
+    os.close(master)
+    assert process.wait() == 0
+    assert list(tmp_path.glob("runs/*/metrics.json"))
+
+
+def test_what_is_left_of_other_launchers_is_ignored_and_said_once(tmp_path: Path) -> None:
+    """Lightning would wait for the others, or write nothing as a rank above 0."""
+    left = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "nowhere"}
+    left |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "1"}
+    left |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1"}
+    left |= {"LSB_JOBID": "7", "LSB_DJOB_RANKFILE": "nowhere", "JSM_NAMESPACE_LOCAL_RANK": "1"}
+    left |= {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2", "OMPI_COMM_WORLD_RANK": "2"}
+    left |= {"PMI_RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=4", "show=progress")
+    done = command("train", *short, cwd=tmp_path, **left)
     assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if "ignored" in line]
+    assert len(said) == 1
+    assert "RANK=1" in said[0]
+    assert "WORLD_SIZE=4" in said[0]
     assert "1 device" in done.stdout
+    assert list(tmp_path.glob("runs/*/metrics.csv"))
 
 
 def test_a_logger_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:

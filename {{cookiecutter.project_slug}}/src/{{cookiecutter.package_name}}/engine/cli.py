@@ -8,6 +8,7 @@ that `--help` and such mistakes answer at once.
 import contextlib
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from . import ROOT
 from .errors import UserError, did_you_mean
 from .files import is_leftover
+from .parallel.torchrun import forget_other_launchers
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,10 @@ QUIET = (
     r"Using `DistributedSampler` with the dataloaders",  # the README says it
     r"FSDP2-wrapped module .* returned a view tensor",  # nothing changes it in place
     r"torch.distributed is disabled, unavailable or uninitialized",  # one process reads the parts
+    r"Total length of `(Resumable|Combined)Loader` .* is zero",  # trainer.py says it, with numbers
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
     r"The `srun` command is available on your system",  # torchrun makes the processes, not srun
 )
-# With these set, Lightning treats the tasks of a Slurm job as its ranks, waits for them, and
-# requeues the job itself. Here torchrun makes the ranks, and the job script requeues.
-SLURM_VARIABLES = ("SLURM_NTASKS", "SLURM_PROCID")
 
 
 def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") -> None:
@@ -74,18 +74,17 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
         # Caught in here, because on its way out through Hydra an error gets a second line.
         try:
             check_types(HydraConfig.get().overrides.task, config_name)
+            forget_other_launchers()
             return program(cfg)
         except Exception as error:
             if said := sentence(error, config_name):
                 sys.exit(said)
             raise
 
-    _replace_closed_streams()
+    _ignore_dead_streams()
     sys.argv[1:] = [as_typed(word, text) for word in sys.argv[1:]]
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
-    for variable in SLURM_VARIABLES:
-        os.environ.pop(variable, None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them
     start = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     try:
@@ -96,21 +95,49 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
         if said := sentence(error, config_name):
             sys.exit(said)
         raise
-    finally:
-        try:
-            sys.stdout.flush()
-        except (AttributeError, OSError):  # closed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _replace_closed_streams() -> None:
-    """Let a run go on whose output nobody reads any more: `train | head -1`, `train >&-`."""
+def _ignore_dead_streams() -> None:
+    """Let a run go on whose output nobody reads: `train | head -1`, `train >&-`, a dead terminal."""
     logging.raiseExceptions = False  # a log message that cannot be printed is no error of the run
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:  # closed: the next file that is opened would become standard output
             os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed when Python started
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):  # not a notebook's or a test's
+            raw = _NeverFails(getattr(stream.buffer, "raw", stream.buffer))
+            # What the terminal has no letter for is escaped.
+            kept = {"encoding": stream.encoding, "errors": "backslashreplace"}
+            new = io.TextIOWrapper(io.BufferedWriter(raw), **kept, line_buffering=True)
+            setattr(sys, name, new)
+
+
+class _NeverFails(io.RawIOBase):
+    """A stream to which every write succeeds, also when its pipe or terminal is gone."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self.raw.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self.raw.isatty())
+
+    def write(self, data: Any) -> int | None:
+        try:
+            written: int | None = self.raw.write(data)
+        except OSError:
+            return len(data)
+        return written
 
 
 def as_typed(override: str, text: str) -> str:

@@ -32,11 +32,40 @@ RUN_FOLDER_VARIABLE = "CHOSEN_RUN_FOLDER"  # an environment variable
 # Error messages of a rank whose peer has died.
 PEER_DIED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 TEARDOWN_SECONDS = 15  # in which torchrun ends the others, once one has failed
+# What torchrun sets, all of it.
+TORCHRUN_VARIABLES = (
+    *("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"),
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+)
+# Lightning and data libraries would take a process with one of these for one of several: some
+# would wait for the others, and some write nothing. With those of Slurm, Lightning also requeues
+# the job, which the job script does here.
+OTHER_LAUNCHERS = ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_", "PMI_", "PMIX_", "JSM_NAME")
+ALONE = {"RANK": "0", "PROCID": "0", "SIZE": "1", "NTASKS": "1"}  # ends of names, of one process
+
+
+def forget_other_launchers() -> None:
+    """Remove what a launcher other than torchrun has left in the environment, and say so."""
+    names = [name for name in os.environ if name.startswith(OTHER_LAUNCHERS)]
+    if torchrun_layout() is None:
+        own = (*TORCHRUN_VARIABLES, "NODE_RANK", "GROUP_RANK")
+        names += [name for name in own if name in os.environ]
+    gone = {name: os.environ.pop(name) for name in names}
+    several = [
+        f"{name}={value}"
+        for name, value in gone.items()
+        if ALONE.get(name.rpartition("_")[2], value) != value
+    ]
+    if several and torchrun_layout() is None:
+        log.warning(
+            f"{', '.join(several)} in the environment: ignored, since torchrun did not start this"
+            " process."
+        )
 
 
 def torchrun_layout() -> tuple[int, int] | None:
     """Return (processes on each host, hosts) as torchrun has started them; None if it has not."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not os.environ.keys() >= set(TORCHRUN_VARIABLES):
         return None
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return here, int(os.environ["WORLD_SIZE"]) // here
