@@ -11,6 +11,7 @@ from image_project.engine.report.progress import Bar, EpochLines
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
+from PIL import Image
 
 FEW = {"val/loss": 3.0584, "val/bits_per_byte": 4.4123}
 MANY = {f"val/metric_{number}": 0.5 for number in range(9)}
@@ -90,6 +91,16 @@ def test_a_baseline_is_a_line_in_the_curves(tmp_path: Path, drawn: list[Any]) ->
     loss, bits = ([line.get_label() for line in axes.lines] for axes in drawn[0].axes)
     assert "val, baseline" in bits
     assert "val, baseline" not in loss
+
+
+def test_many_metrics_of_any_name_make_a_picture_of_bounded_size(tmp_path: Path) -> None:
+    """Matplotlib would take what is between two $ for a formula, and refuse 2^16 pixels."""
+    metrics = write(
+        tmp_path / "metrics.csv", [{"step": 0, **{f"val/$\\{i}$": 1 for i in range(99)}}]
+    )
+    draw_curves(metrics, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert max(picture.size) < 4000
 
 
 def test_a_metric_of_steps_and_epochs_is_one_panel(tmp_path: Path, drawn: list[Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from image_project.engine.cli import as_typed, sentence
 from image_project.engine.errors import UserError
+from image_project.engine.report.metrics_csv import MetricsCSV
 from image_project.engine.run import run_folder
 from image_project.engine.trainer import load_run
 from image_project.tasks.classification import ClassificationTask
@@ -164,11 +165,23 @@ class OnlyTraining(L.LightningDataModule):
         return DataLoader(data, self.batch_size, shuffle=True)
 
 
+class NoLoaders(OnlyTraining):
+    """Its data have no such splits."""
+
+    def val_dataloader(self) -> Any:
+        return None
+
+    def test_dataloader(self) -> Any:
+        return None
+
+
 PLAIN = (f"task._target_={__name__}.Plain", "~callbacks.early_stopping")
 ONLY_TRAINING = f"data._target_={__name__}.OnlyTraining"
 
 
-no_validation = pytest.mark.filterwarnings("ignore:.*Skipping val loop")  # Lightning says so
+no_validation = pytest.mark.filterwarnings(  # Lightning says so
+    "ignore:.*Skipping val loop", "ignore:Total length of .* across ranks is zero"
+)
 
 
 @no_validation
@@ -178,6 +191,8 @@ no_validation = pytest.mark.filterwarnings("ignore:.*Skipping val loop")  # Ligh
         ((*PLAIN, ONLY_TRAINING), "Plain has no test_step: nothing is tested"),
         ((f"data._target_={__name__}.OnlyTraining", "~callbacks.early_stopping"), "has no test"),
         (("trainer.limit_test_batches=0",), ""),
+        (("trainer.limit_val_batches=0", "trainer.limit_test_batches=0"), ""),
+        ((f"data._target_={__name__}.NoLoaders",), ""),
     ],
 )
 def test_a_run_without_validation_or_test_finishes(
@@ -191,6 +206,53 @@ def test_a_run_without_validation_or_test_finishes(
     assert "test/loss" not in metrics
     assert train(cfg) == metrics  # it is finished
     assert run_folder(cfg).last.is_file()
+
+
+class TooFew(OnlyTraining):
+    def train_dataloader(self) -> DataLoader[Any]:
+        data = TensorDataset(torch.rand(320, 64), torch.randint(10, (320,)))
+        return DataLoader(data, 1000, shuffle=True, drop_last=True)
+
+
+@no_validation
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
+def test_data_without_a_batch_are_refused_with_the_numbers(small: Compose) -> None:
+    cfg = small(f"data._target_={__name__}.TooFew", "trainer.limit_train_batches=1.0")
+    with pytest.raises(UserError, match="320 samples, batch_size=1000, drop_last=True"):
+        train(cfg)
+    assert not run_folder(cfg).path.exists()
+
+
+# What comes after the last step.
+
+
+class FailsAtTheEnd(L.Callback):
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        raise MemoryError
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        raise ValueError("no such\ncolour")
+
+
+class FailingLogger(MetricsCSV):
+    def finalize(self, status: str) -> None:
+        raise ConnectionError("no route to host")
+
+
+def test_what_fails_after_the_last_step_costs_no_result(
+    small: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (f"+show.mine._target_={__name__}.FailsAtTheEnd",)
+    own += (f"logger.csv._target_={__name__}.FailingLogger",)
+    cfg = small(*own)
+    metrics = train(cfg)
+    assert metrics == train(small("resume=never"))
+    failed = [said for said in caplog.messages if "failed, the run continues" in said]
+    assert [said.partition(" failed")[0] for said in failed] == [
+        "FailsAtTheEnd.on_fit_end",
+        "FailingLogger.finalize",
+    ]
+    assert "no such" in run_folder(cfg).log.read_text(encoding="utf-8")
 
 
 @no_validation

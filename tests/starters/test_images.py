@@ -1,6 +1,7 @@
 """Images of one's own are classified; a run shows what it mixes up."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from engine.small_runs import SMALL, Finished, compose_config
+from image_project.callbacks import confusion
 from image_project.data.images import read_images
 from image_project.engine.errors import UserError
 from image_project.engine.run import RunFolder as Run
 from image_project.engine.run import run_folder
 from image_project.engine.trainer import load_run
+from image_project.evaluate import evaluate
 from image_project.predict import predict
 from image_project.tasks.classification import (
     ClassificationTask,
@@ -182,6 +185,44 @@ def test_predict_says_what_is_wrong_with_its_input(
     source = write(tmp_path / name, content)
     with pytest.raises(UserError, match=says):
         predicted(finished[0], source, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(("num_classes", "bars"), [(30, 0), (1000, 30)])
+def test_of_many_classes_the_most_frequent_mistakes_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int, bars: int
+) -> None:
+    titles = []
+    draw = confusion._draw_mistakes
+    monkeypatch.setattr(
+        confusion, "_draw_mistakes", lambda *a: titles.append(draw(*a)) or titles[0]
+    )
+    true = np.arange(5000) % num_classes
+    taken = np.where(np.arange(5000) < 4000, true, (true + 1) % num_classes)
+    names = [f"$class {i}" * 20 for i in range(num_classes)]
+    confusion.draw_confusion(np.stack([true, taken], 1), names, tmp_path / "confusion.png")
+    assert [len(axes.patches) for axes in titles] == [bars] * bool(bars)
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 4000
+
+
+def test_results_are_shown_where_nothing_can_be_written(
+    finished: Finished, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that is read-only; root may write to any folder, but not to a file as one."""
+    run = Run(shutil.copytree(finished[0].path, tmp_path / "run"))
+    (run.path / "evaluate").touch()
+    (run.path / "predictions.csv").mkdir()
+    cfg = compose_config("evaluate", "run=latest")
+    cfg.run = str(run.path)
+    assert evaluate(cfg)["test/acc"] == finished[1]["test/acc"]
+    assert any("evaluate cannot be written" in said for said in caplog.messages)
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8)))
+    cfg = compose_config("predict", "run=latest", "input=file")
+    cfg.run, cfg.input = str(run.path), str(tmp_path / "a.npy")
+    caplog.set_level("INFO")
+    with pytest.raises(UserError, match=r"predictions\.csv cannot be written: .* Add output=FILE"):
+        predict(cfg)
+    assert any("a.npy[2]: " in said for said in caplog.messages)
 
 
 class PlainTask(ClassificationTask):

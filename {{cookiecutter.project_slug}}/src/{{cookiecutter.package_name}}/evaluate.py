@@ -8,10 +8,15 @@ Prints the test metrics. Writes them, and what the group `show` draws, to the ru
 `evaluate`.
 """
 
+import contextlib
+import logging
+
 from omegaconf import DictConfig
 
 from .engine import cli
 from .engine.run import find, write_json
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -28,9 +33,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from .engine.trainer import build_trained, compute_test_metrics
 
     folder = trained.path / "evaluate"
-    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(OSError):  # said below
+        folder.mkdir(exist_ok=True)
     metrics = compute_test_metrics(build_trained(checkpoint, cfg, folder))
-    write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), **metrics})
+    try:
+        write_json(folder / "metrics.json", {"checkpoint": str(checkpoint), **metrics})
+    except OSError as error:
+        log.warning(f"{folder} cannot be written ({error.strerror}): the results are only here.")
     return metrics
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .engine import cli
 from .engine.errors import UserError
+from .engine.files import write_whole
 from .engine.run import find
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def predict(cfg: DictConfig) -> Path:
         with float32(trainer):
             predictions = predict_as_lightning(built)
         if predictions is not None:
-            with _writing(output, cfg):
-                torch.save(predictions, output)
+            with _writing(output):
+                write_whole(output, lambda file: torch.save(predictions, file))
             log.info(f"written to {output}")
         return output
     for needed in ("read_inputs", "write_predictions", "predictions_file"):
@@ -62,21 +63,21 @@ def predict(cfg: DictConfig) -> Path:
     with float32(trainer):
         predictions = trainer.predict(task, inputs)
     output = Path(cfg.output or trained.path / datamodule.predictions_file)
-    with _writing(output, cfg):
+    with _writing(output):
         datamodule.write_predictions(predictions, output)
     log.info(f"written to {output}")
     return output
 
 
 @contextlib.contextmanager
-def _writing(output: Path, cfg: DictConfig) -> Iterator[None]:
+def _writing(output: Path) -> Iterator[None]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if cfg.output is None:
-            raise
-        raise UserError(f"output={cfg.output} cannot be written: {error.strerror}.") from error
+        raise UserError(
+            f"{output} cannot be written: {error.strerror}. Add output=FILE, of another place."
+        ) from error
 
 
 def main() -> None:

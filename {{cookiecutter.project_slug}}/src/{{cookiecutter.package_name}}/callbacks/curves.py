@@ -4,14 +4,18 @@ import csv
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import matplotlib as mpl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+PANELS_IN_A_ROW = 4
+MOST_PANELS = 12  # the others are in metrics.csv only
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}  # colour-blind safe (Okabe and Ito)
 TITLES = {"loss": "Loss", "acc": "Accuracy", "bits_per_byte": "Bits per byte"}
 
@@ -45,9 +49,21 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     names = sorted({name for _, name in columns}, key=lambda name: (name != "loss", name))
     if not names:
         return
-    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False, sharex=True)[0]
-    for axes, name in zip(panels, names, strict=True):
+    with mpl.rc_context({"text.parse_math": False}):  # names may have a $
+        _draw_panels(rows, columns, names[:MOST_PANELS]).savefig(picture, dpi=150)
+
+
+def _draw_panels(
+    rows: list[dict[Any, Any]], columns: dict[tuple[str, str], str], names: list[str]
+) -> Figure:
+    """Draw a panel for each of `names`, some in a row."""
+    width = min(len(names), PANELS_IN_A_ROW)
+    height = -(-len(names) // width)
+    figure = Figure(figsize=(5.5 * width, 4 * height), layout="constrained")
+    panels = figure.subplots(height, width, squeeze=False, sharex=True).flat
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels, names, strict=False):
         for split, colour in COLOURS.items():
             column = columns.get((split, name))
             points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
@@ -62,7 +78,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     panels[0].set_xlim(left=0)
-    figure.savefig(picture, dpi=150)
+    return figure
 
 
 def columns_by_name(columns: Iterable[str]) -> dict[tuple[str, str], str]:

@@ -1,8 +1,9 @@
 """Everything that trains or tests, put together from a run's config."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import (
     BasePredictionWriter,
     Callback,
@@ -21,10 +23,13 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
 
 from . import device
 from .errors import UserError
 from .parallel.torchrun import from_rank_zero, init_process_group
+from .report.extras import may_fail
 from .report.metrics_csv import MetricsCSV
 from .report.monitors import Monitors
 from .report.unused import UnusedConfig
@@ -46,6 +51,14 @@ from .speed.compile import FirstStep, compile_in_place
 from .speed.fused import FusedOptimizers
 
 log = logging.getLogger(__name__)
+
+# Hooks of a callback after which no weight changes: an error there must not cost the results.
+AFTER_TRAINING = (
+    *("on_fit_end", "on_test_start", "on_test_epoch_start", "on_test_batch_start"),
+    *("on_test_batch_end", "on_test_epoch_end", "on_test_end", "teardown"),
+)
+MAY_FAIL = {"callbacks": AFTER_TRAINING, "show": ("on_train_end", *AFTER_TRAINING)}
+LOGGERS_MAY_FAIL = ("log_metrics", "save", "after_save_checkpoint", "finalize")
 
 
 @dataclass
@@ -81,9 +94,13 @@ def build(run: Run) -> Built:
     device.limit_threads()
     torch.set_float32_matmul_precision(run.settings.matmul_precision)
     datamodule, task = build_data(cfg), build_task(cfg)
-    callbacks = [
-        one for group in ("callbacks", "show") for one in _instantiate_group(cfg.get(group))
-    ]
+    callbacks = []
+    for group, hooks in MAY_FAIL.items():
+        for one in _instantiate_group(cfg.get(group)):
+            may_fail(one, hooks)
+            callbacks.append(one)
+    for owner in (task, datamodule):
+        _allow_no_loader(owner)
     allow_equal_hparam_names(task, datamodule)
     options: dict[str, Any] = {"plugins": list(instantiate(cfg.trainer.get("plugins") or []))}
     if any(isinstance(one, Precision) for one in options["plugins"]):
@@ -124,6 +141,8 @@ def build(run: Run) -> Built:
     loggers = sorted(
         _instantiate_group(cfg.get("logger")), key=lambda one: isinstance(one, MetricsCSV)
     )
+    for logger in loggers:
+        may_fail(logger, LOGGERS_MAY_FAIL)
     if not loggers:  # which LearningRateMonitor refuses
         callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
     if not cfg.trainer.get("enable_progress_bar", True):
@@ -140,6 +159,18 @@ def build(run: Run) -> Built:
     if cfg.fast_loop:
         fast_loop.install(trainer)
     return Built(trainer, task, datamodule, start, compiled)
+
+
+def _allow_no_loader(owner: Any) -> None:
+    """Let `val_dataloader` or `test_dataloader` return None where there are no data for it."""
+    for name in ("val_dataloader", "test_dataloader"):
+        if owner is not None and is_overridden(name, owner) and name not in vars(owner):
+            # Not a function in here, since a loader's workers may get the owner by pickle.
+            vars(owner)[name] = functools.partial(_loaders, getattr(type(owner), name), owner)
+
+
+def _loaders(hook: Callable[[Any], Any], owner: Any) -> Any:
+    return [] if (loaders := hook(owner)) is None else loaders
 
 
 def allow_equal_hparam_names(task: LightningModule, datamodule: LightningDataModule | None) -> None:
@@ -220,6 +251,7 @@ def fit(run: Run, built: Built) -> Path | None:
         (stopped,) = resume.agreement.any(stopped)
     if stopped:
         run.signals.exit()
+    _refuse_no_batches(trainer)
     for one in trainer.early_stopping_callbacks:
         if trainer.should_stop and one.stopping_reason_message:
             log.info(one.stopping_reason_message.replace("Signaling Trainer to stop.", "Stopped."))
@@ -233,6 +265,22 @@ def fit(run: Run, built: Built) -> Path | None:
     folder.share("weights")
     seed_everything(run.config.seed, workers=True, verbose=False)  # the same test from anywhere
     return best if best is not None and best.exists() else None
+
+
+def _refuse_no_batches(trainer: Trainer) -> None:
+    """Refuse data that gave no batch, which Lightning takes for a training that has ended."""
+    if trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+        return
+    loaders = tree_leaves(trainer.train_dataloader)
+    numbers = [
+        f"{sized_len(one.dataset)} samples, batch_size={one.batch_size}, drop_last={one.drop_last}"
+        for one in loaders
+        if isinstance(one, DataLoader) and not isinstance(one.dataset, IterableDataset)
+    ]
+    raise UserError(
+        f"There is no batch to train on ({'; '.join(numbers) or 'the data are empty'}). Give the"
+        " training more data, or lower data.batch_size."
+    )
 
 
 def _best(trainer: Trainer) -> Path | None:

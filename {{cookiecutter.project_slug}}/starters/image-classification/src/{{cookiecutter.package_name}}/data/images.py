@@ -116,7 +116,7 @@ def _read_array(file: Path, shape: tuple[int, int, int]) -> Tensor:
 def write_predictions(
     names: Sequence[str], probabilities: Tensor, class_names: Sequence[str], output: Path
 ) -> None:
-    """Write a CSV with a line for each image, and show the first ten.
+    """Show the first ten, and write a CSV with a line for each image.
 
     Args:
         names: of the images.
@@ -124,12 +124,13 @@ def write_predictions(
         class_names: a name for each class.
         output: the file.
     """
-    lines = []
+    highest, best = probabilities.max(dim=1)
+    classes = [class_names[index] for index in best.tolist()]
+    shown = zip(names, classes, highest.tolist(), strict=True)
+    lines = [f"  {name}: {chosen} ({p:.2f})" for name, chosen, p in shown]
+    log.info("\n".join(lines[:10] + [f"  ... {len(lines) - 10} more"] * (len(lines) > 10)))
     with output.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["input", "class", *(f"p({name})" for name in class_names)])
-        for name, row in zip(names, probabilities.tolist(), strict=True):
-            best = max(range(len(class_names)), key=row.__getitem__)
-            writer.writerow([name, class_names[best], *(f"{p:.6f}" for p in row)])
-            lines.append(f"  {name}: {class_names[best]} ({row[best]:.2f})")
-    log.info("\n".join(lines[:10] + [f"  ... {len(lines) - 10} more"] * (len(lines) > 10)))
+        for name, chosen, row in zip(names, classes, probabilities.tolist(), strict=True):
+            writer.writerow([name, chosen, *(f"{p:.6f}" for p in row)])
