@@ -10,15 +10,17 @@ import pytest
 import torch
 from image_project.callbacks.confusion import ConfusionMatrix
 from image_project.engine.cli import sentence
-from image_project.engine.run import run_folder
+from image_project.engine.run import RunFolder, run_folder
 from image_project.engine.trainer import load_run
 from image_project.evaluate import evaluate
 from image_project.tasks.classification import ClassificationTask
 from image_project.train import train
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
+from torchmetrics import MetricTracker
+from torchmetrics.classification import MulticlassAccuracy
 
-from .small_runs import Compose, compose_config
+from .small_runs import Compose, compose_config, rows_of
 
 INPUTS = torch.rand(320, 64, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(320) % 10
@@ -205,6 +207,51 @@ def test_a_loader_that_ends_before_its_length_is_said_since_nothing_is_validated
     cfg = small(data("SaysTooMuch"), "trainer.limit_train_batches=1.0")
     assert "best val/loss" not in train(cfg)
     assert caplog.text.count("length is 11, and it has given 10") == 1
+
+
+# Metrics.
+
+
+class Tracks(ClassificationTask):
+    """A MetricTracker makes a metric at each step; another one is made late."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tracker = MetricTracker(MulticlassAccuracy(10))
+
+    def on_validation_epoch_start(self) -> None:
+        self.tracker.increment()
+        self.late = MulticlassAccuracy(10)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.tracker.update(self(batch[0]), batch[1])
+        self.late.update(self(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/best", float(self.tracker.best_metric()))
+
+
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode")
+def test_metrics_that_come_into_being_in_training_do_not_keep_a_run_from_resuming(
+    small: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    def power_cut(task: Any) -> None:
+        if task.current_epoch == 2:
+            raise ConnectionAbortedError
+
+    cfg = small(task("Tracks"), "trainer.max_epochs=3")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ClassificationTask, "on_train_epoch_start", power_cut)
+        with pytest.raises(ConnectionAbortedError):
+            train(cfg)
+    train(cfg)
+    resumed = rows_of(run_folder(cfg))
+    assert "The metric late is not there" in caplog.text
+    anew = small(task("Tracks"), "trainer.max_epochs=3", "resume=never")
+    train(anew)
+    (folder,) = run_folder(cfg).path.parent.glob("*-2")
+    assert resumed == rows_of(RunFolder(folder))
 
 
 # Callbacks and the Trainer's options.

@@ -67,6 +67,7 @@ IDIOMS = {
     "no test_step": Idiom("regression.NoTest", (), "data.OnlyTrain", tests=False, quick=True),
     "dict from training_step, None": Idiom("regression.LossDict"),
     "torchmetrics collection": Idiom("regression.Metrics", quick=True),
+    "MetricTracker": Idiom("regression.Tracked"),
     "outputs kept for the epoch's end": Idiom("regression.Epochs"),
     "metric of every second epoch": Idiom(
         "regression.Rare",

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, MetricTracker
 
 from .data import points
 
@@ -70,6 +70,22 @@ class NumpySchedule(Regression):
         optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.cos(step / 30))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Tracked(Regression):
+    def __init__(self, lr: float = 0.01) -> None:
+        super().__init__(lr)
+        self.tracker = MetricTracker(MeanSquaredError())
+
+    def on_validation_epoch_start(self) -> None:
+        self.tracker.increment()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.tracker.update(self(batch[0]), batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/best", float(self.tracker.best_metric()))
 
 
 class Lazy(Regression):

@@ -4,14 +4,17 @@ Lightning leaves it out of a checkpoint, so the epoch of a resume would be logge
 second part.
 """
 
+import logging
 from typing import Any
 
 import torch
 from lightning import Trainer
 from lightning.fabric.utilities import move_data_to_device
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricTracker
 
 from .internals import read, write
+
+log = logging.getLogger(__name__)
 
 
 class Logged:
@@ -52,13 +55,25 @@ class Logged:
             for name, value in last["log"].items()
             if f"on_train_batch_start.{name}" not in self.results
         }
-        state = {"metrics": metrics, "sums": sums | self.pending, "steps": steps}
+        state = {
+            "trackers": {name: tracker.n_steps for name, tracker in self._trackers().items()},
+            "metrics": metrics,
+            "sums": sums | self.pending,
+            "steps": steps,
+        }
         return move_data_to_device(state, torch.device("cpu"))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Called in `on_train_batch_start`, where Lightning lets a task log."""
+        for name, tracker in self._trackers().items():  # each step of it is a metric of its own
+            while tracker.n_steps < state.get("trackers", {}).get(name, 0):
+                tracker.increment()
+        modules = dict(self.task.named_modules())
         for name, (count, values) in state["metrics"].items():
-            metric: Any = self.task.get_submodule(name)
+            metric: Any = modules.get(name)
+            if metric is None:
+                log.warning(f"The metric {name} is not there at the start, and begins empty.")
+                continue
             for key, value in move_data_to_device(values, metric.device).items():
                 setattr(metric, key, value)
             write(metric, "_update_count", count)
@@ -70,6 +85,10 @@ class Logged:
         self.pending = dict(state["sums"])
         if self.pending:
             self.results.log = self._log
+
+    def _trackers(self) -> dict[str, MetricTracker]:
+        modules = self.task.named_modules()
+        return {name: module for name, module in modules if isinstance(module, MetricTracker)}
 
     def _log(self, fx: str, name: str, *args: Any, **kwargs: Any) -> None:
         """Log as Lightning does, and add what was logged under this name before the resume."""

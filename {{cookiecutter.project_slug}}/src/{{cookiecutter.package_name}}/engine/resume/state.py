@@ -6,7 +6,7 @@ Plain data and tensors only, so that a checkpoint loads with `weights_only=True`
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -71,7 +71,7 @@ def gather(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def takes_back(logger: Any) -> bool:
+def takes_back(logger: Any) -> TypeGuard[Any]:
     """Whether a logger can drop rows. Lightning's DummyLogger claims to have any attribute."""
     return hasattr(type(logger), "resume_rows")
 
