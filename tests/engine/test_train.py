@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from image_project.engine.cli import as_typed, sentence
 from image_project.engine.errors import UserError
 from image_project.engine.report.metrics_csv import MetricsCSV
+from image_project.engine.resume.callback import Resume
 from image_project.engine.run import run_folder
 from image_project.engine.trainer import load_run
 from image_project.tasks.classification import ClassificationTask
@@ -293,6 +295,31 @@ def test_the_logger_that_is_chosen_is_the_tasks_and_resumes(small: Compose) -> N
     run = run_folder(asked(2))
     assert len([*run.path.glob("tensorboard/events.out.tfevents.*")]) >= 2
     assert [row["epoch"] for row in rows_of(run) if row["val/loss"]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("killed_in", [1, 7])  # before the first checkpoint, and after one
+def test_tensorboard_shows_each_step_once_after_a_kill(
+    small: Compose, monkeypatch: pytest.MonkeyPatch, killed_in: int
+) -> None:
+    cfg = small("logger=tensorboard", "save.every_n_steps=3")
+    end_of_batch = Resume.on_train_batch_end
+
+    def power_cut(self: Any, trainer: Any, *args: Any) -> None:
+        end_of_batch(self, trainer, *args)
+        if trainer.global_step == killed_in:
+            trainer.logger.experiment.flush()
+            raise ConnectionAbortedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Resume, "on_train_batch_end", power_cut)
+        with pytest.raises(ConnectionAbortedError):
+            train(cfg)
+    time.sleep(1.1)  # readers sort the files by the second in their names
+    train(cfg)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = events.EventAccumulator(str(run_folder(cfg).path / "tensorboard")).Reload()
+    assert [row.step for row in events.Scalars("train/loss")] == list(range(10))
+    assert [row.step for row in events.Scalars("val/loss")] == [4, 9]
 
 
 @pytest.mark.parametrize("none", ["~logger", "logger=null"])

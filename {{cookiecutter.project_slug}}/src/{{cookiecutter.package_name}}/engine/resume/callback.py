@@ -140,7 +140,9 @@ class Resume(Callback):
         self.logged = Logged(trainer)
         self.saved_at = perf_counter()
         if self.enabled and not (self.restored and self.same_run):
-            self._remove_later_files(trainer, None)  # of a start that was killed before it saved
+            # Of a start that was killed before it saved.
+            self._remove_later_files(trainer, None)
+            state.purge_events(trainer, 0)
         if self.enabled and not IS_CHECKED:
             log.warning(
                 f"Lightning {lightning.__version__} is unknown here ({CHECKED} is checked): this"

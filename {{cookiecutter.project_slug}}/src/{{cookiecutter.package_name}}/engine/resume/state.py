@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.parsing import (
     lightning_getattr,
     lightning_hasattr,
@@ -144,9 +145,25 @@ def at_first_batch_of_same_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     for logger, rows in zip(trainer.loggers, saved["rows"], strict=False):
         if rows is not None and takes_back(logger):
             logger.resume_rows = rows
+    # A user's own rows have trainer.global_step, which counts the steps of each optimizer.
+    purge_events(trainer, max(trainer.global_step, saved["steps_logged"] or 0))
     for keeper, values in zip(model_checkpoints(trainer), saved["keepers"], strict=False):
         for name, value in values.items():
             write(keeper, name, value)
+
+
+def purge_events(trainer: Trainer, step: int) -> None:
+    """Let TensorBoard forget what an earlier process has logged from `step` on.
+
+    It will be logged again. A reader of the event files drops what stands before a file that begins
+    with this step.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, TensorBoardLogger):
+            writer = logger.experiment
+            if len([*Path(logger.log_dir).glob("events.out.tfevents.*")]) > 1:
+                writer.close()
+                writer.purge_step = step  # read when the next row opens a new file
 
 
 def remove_later_files(
