@@ -41,6 +41,7 @@ httpx hydra hydra_plugins importlinter ipykernel ipython isympy jupyter lightnin
 mpl_toolkits mypyc notebook nvidia pandas pil psutil py pyarrow pydevd_plugins pylab pytz rpds six sklearn slugify
 torchaudio torchgen torchvision transformers triton uv wheel xdist yaml zmq
 """
+SKIP = {"-s", "-fs", "-sf", "--skip-if-file-exists"}
 FOLDERS = "build checkpoints configs data deploy dist docs logs outputs runs src"
 TESTS = "conftest test tests"
 WINDOWS_DEVICES = "con prn aux nul " + " ".join(f"com{n} lpt{n}" for n in range(10))
@@ -178,6 +179,11 @@ def check_place(answers: dict) -> None:
         problem = f"cannot be written to ({error.strerror})"
     if problem:
         sys.exit(f"output-dir {str(output)!a} {problem}. Give another folder.")
+    if project.exists() and SKIP & {*sys.argv}:
+        sys.exit(
+            "--skip-if-file-exists would overwrite edited sources: cookiecutter skips only the files"
+            " that it renders. Use cruft update, as the README says."
+        )
 
 
 def slug(project_name: str) -> str:

@@ -101,6 +101,18 @@ def test_what_is_in_the_way_is_kept(
     assert contents(tmp_path) == before and os.path.lexists(tmp_path / SLUG)
 
 
+@pytest.mark.parametrize("options", [("-f", "-s"), ("-fs",), ("-f", "--skip-if-file-exists")])
+def test_skipping_what_exists_is_refused_since_sources_would_be_overwritten(
+    template: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / SLUG / "src").mkdir(parents=True)
+    (tmp_path / SLUG / "src" / "train.py").write_text("mine")
+    before = contents(tmp_path)
+    done = cookiecutter(template, *QUIET, *options, cwd=tmp_path)
+    assert_refused(done, "cruft update")
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("folder", ["file", "file/below", "x" * 300, "read-only"])
 def test_an_output_folder_that_cannot_be_is_refused(
     template: Path, tmp_path: Path, folder: str
