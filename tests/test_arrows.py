@@ -11,8 +11,8 @@ OWNERS = ("callbacks", "data", "models", "tasks")
 # A module imports only what stands below it. `:` stands between rooms that may import each other.
 PACKAGE = ("__main__", "tools", "train | evaluate | predict", " : ".join((*OWNERS, "configs")))
 ENGINE = (
-    *("cli", "trainer", "report", "speed", "resume", "run", "remote", "device", "parallel"),
-    "errors : files : limits",
+    *("cli", "config", "trainer", "report", "speed", "resume", "run", "remote", "device"),
+    *("parallel", "errors : files : limits"),
 )
 CONTRACTS = """
 [importlinter]

@@ -19,6 +19,18 @@ def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     return run(sys.executable, "-m", PACKAGE, *words, cwd=cwd, **env)
 
 
+# An experiment of a person, and what stderr says of it.
+FIRST_LINE = b"# @package _global_\n"
+YAML = {
+    "no_first_line": (b"trainer: {max_epochs: 2}", "Make its first line: # @package _global_"),
+    "nor_here": (b"defaults: [override /model: convnet]", "Make its first line: # @package"),
+    "section": (FIRST_LINE + b"optimiser: {lr: 0.5}", "'optimiser': did you mean optimizer"),
+    "key": (FIRST_LINE + b"save: {every_n_step: 5}", "did you mean save.every_n_steps"),
+    "kind": (FIRST_LINE + b"fast_loop: often", "fast_loop=often must be true or false"),
+    "tab": (FIRST_LINE + b"trainer:\n\tmax_epochs: 2", "tab.yaml, line 3 cannot be read"),
+    "twice": (FIRST_LINE + b"seed: 1\nseed: 2", "twice.yaml, line 3 cannot be read"),
+    "latin_1": (FIRST_LINE + b"name: caf\xe9", "latin_1.yaml, line 2 is not UTF-8"),
+}
 # What is typed, and what stderr says. The first ones are answered before PyTorch is imported.
 AT_ONCE = [
     ("traim", "There is no command 'traim'. There are: train"),
@@ -31,7 +43,19 @@ AT_ONCE = [
     ("train modle=x", "did you mean"),
     ("train trainer=defualt", "did you mean default"),
     ("train data.batch_size=many", "not 'many'"),
-    ("train trainer.fast_dev_run=3", "takes a value like False, not 3"),
+    ("train trainer.fast_dev_run=x", "takes a value like False, not 'x'"),
+    ("train callbacks.best=0", "takes settings of its own, not 0"),
+    ("train data=[1]", "A group takes names of files"),
+    ("train save.every_n_steps=x", "save.every_n_steps=x must be a whole number or null"),
+    ("train save.every_n_steps=0", "save.every_n_steps=0 must be more than 0"),
+    ("train trainer.accumulate_grad_batches=0", "must be more than 0"),
+    ("train runs_dir=null", "runs_dir=null must be a text"),
+    ("train run_dir=x", "run_dir is filled in. Use runs_dir and name"),
+    ("train +foo=1", "Nothing reads the setting 'foo'"),
+    ("train +callbacks.early_stoping.patience=3", "did you mean callbacks.early_stopping"),
+    ("sweep sweep.num_workers=null seed=1,2", "sweep.num_workers=null must be a whole number"),
+    ("benchmark benchmark.seconds=null", "benchmark.seconds=null must be a number"),
+    *((f"train --config-dir ../mine experiment={name}", says) for name, (_, says) in YAML.items()),
     ("train model.width=1,2", "python -m image_project sweep trains each"),
     ("train name=a=b", "Quote it"),
     ("train resume=Never", "must be one of: auto, never, must"),
@@ -42,6 +66,12 @@ AT_ONCE = [
     ("train +trainer.callbacks=[a]", "Move it to a file in configs/callbacks/"),
 ]
 LATER = [
+    ("train model.width=null", "model.width=null must be a whole number"),
+    ("train model.width=0", "width must be 1 or more"),
+    ("train data.split_seed=-1", "must be from 0"),
+    ("train +trainer.detect_anomly=true", "no argument 'detect_anomly': did you mean detect_an"),
+    ("train +optimizer.lrr=1", "AdamW has no argument 'lrr': did you mean lr?"),
+    ("train monitor=null", "Add '~callbacks.early_stopping'"),
     ("train name=a/b", "must be the name of one folder"),
     ("train trainer.accelerator=abacus", "must be one of: auto, cpu"),
     ("train trainer.precision=31", "must be one of: auto, 32-true"),
@@ -80,7 +110,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     words = ["", *(f"{name} --help" for name in COMMANDS)]
     words += [words for words, _ in (*AT_ONCE, *LATER)]
     given = (f"{PACKAGE}.__main__", json.dumps(words))
-    done = run(sys.executable, "-c", GIVE_ALL, *given, cwd=tmp_path_factory.mktemp("mistakes"))
+    here = tmp_path_factory.mktemp("mistakes")
+    (here.parent / "mine/experiment").mkdir(parents=True)
+    for name, (content, _) in YAML.items():
+        (here.parent / f"mine/experiment/{name}.yaml").write_bytes(content)
+    done = run(sys.executable, "-c", GIVE_ALL, *given, cwd=here)
     assert done.returncode == 0, done.stderr
     return dict(zip(words, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import run
 from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from image_project.engine.errors import UserError
 from image_project.engine.run import Signals, run_folder
@@ -26,6 +27,7 @@ from image_project.tools.sweep.command import Command
 from image_project.tools.sweep.means import means
 from image_project.tools.sweep.space import read_space
 from image_project.tools.sweep.workers import environments
+from omegaconf import open_dict
 from scipy import stats
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
@@ -283,6 +285,9 @@ def test_a_mistake_is_one_sentence_before_anything_begins(
         (["seed=-1,1"], "seed=-1 must be"),
         (["sweep.num_workers=0", "seed=1,2"], "Use 1 or more"),
         (["debug=fast", "seed=1,2"], "Add resume=auto"),
+        (["name='${now:%S}'", "seed=1,2"], "Remove \\$"),
+        (["+sweep.num_run=3", "seed=1,2"], "did you mean num_runs"),
+        (["sweep=seeds", "seed=null"], "Remove seed=null"),
         (["sweep=seeds", "seed=1,2"], "chooses seed itself"),
         (["sweep=seeds", "sweep.num_seeds=1"], "Use 2 or more"),
         (["sweep=kfold", "sweep.num_folds=1"], "Use 2 or more"),
@@ -296,6 +301,22 @@ def test_what_cannot_be_swept_is_refused(tmp_path: Path, words: list[str], says:
     with pytest.raises(UserError, match=says), planned(*words):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_resolvers_of_hydra_give_in_a_sweep_what_they_give_in_the_run(tmp_path: Path) -> None:
+    words = ["name='${hydra:runtime.choices.model}-${hydra:job.name}'", f"runs_dir={tmp_path}/runs"]
+    with planned(*words, "model=mlp,convnet") as (runs, _):
+        names = [job.run.path.name for job in runs.jobs]
+        for job in runs.jobs:
+            typed = [*words, *(f"{key}={value}" for key, value in job.overrides.items())]
+            cfg = compose("train", typed, return_hydra_config=True)
+            with pytest.MonkeyPatch.context() as patched, open_dict(cfg):
+                cfg.hydra.job.name = "train"
+                patched.setattr(HydraConfig.instance(), "cfg", None)
+                HydraConfig.instance().set_config(cfg)
+                del cfg.hydra
+                assert run_folder(cfg).path == job.run.path
+    assert [name.rpartition("-")[0] for name in names] == ["mlp-train", "convnet-train"]
 
 
 def test_data_without_folds_cannot_be_cross_validated(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
@@ -29,17 +29,15 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from . import ROOT
+from .config import CONFIGS, check, defaults, groups, keys, without_changes
 from .errors import UserError, did_you_mean
-from .files import is_leftover
 from .parallel.torchrun import forget_other_launchers
 
 log = logging.getLogger(__name__)
-
-CONFIGS = f"{ROOT}.configs"
 
 # Warnings that tell a user nothing to do.
 QUIET = (
@@ -58,6 +56,8 @@ QUIET = (
     r"Precision \S+ is not supported by the model summary",  # only the size in MB is off
     r"The `srun` command is available on your system",  # torchrun makes the processes, not srun
 )
+# What Hydra says of an experiment without its first line.
+NOT_GLOBAL = r"In '([^']+)': Could not override '[^']+@"
 
 
 def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") -> None:
@@ -73,7 +73,8 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
     def job(cfg: DictConfig) -> Any:
         # Caught in here, because on its way out through Hydra an error gets a second line.
         try:
-            check_types(HydraConfig.get().overrides.task, config_name)
+            asked: Any = HydraConfig.get()
+            check(cfg, without_changes(asked.job.config_name, asked.runtime.choices), asked)
             forget_other_launchers()
             return program(cfg)
         except Exception as error:
@@ -161,6 +162,7 @@ def as_typed(override: str, text: str) -> str:
 
 def sentence(error: Exception, config_name: str) -> str | None:
     """Return a user's mistake as one sentence; None for a bug, which keeps its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
     match error:
         case UserError():
             return _one_line(error)
@@ -191,6 +193,17 @@ def sentence(error: Exception, config_name: str) -> str | None:
         case HydraException() if "To sweep over it" in str(error):
             several = str(error).partition("'")[2].partition("'")[0]
             return f"{several} has several values. python -m {ROOT} sweep trains each."
+        case HydraException() if not_global := re.search(NOT_GLOBAL, str(error)):
+            file = f"{not_global[1]}.yaml"
+            return f"{file} changes other groups. Make its first line: # @package _global_"
+        case yaml.YAMLError():
+            mark = getattr(error, "problem_mark", None)
+            place = f"{mark.name}, line {mark.line + 1}" if mark else "A YAML file"
+            return f"{place} cannot be read: {getattr(error, 'problem', None) or _one_line(error)}."
+        case UnicodeDecodeError() if place := _not_utf_8(error):
+            return f"{place} is not UTF-8. Save the file as UTF-8."
+        case TypeError() if frames[-1].name == "_create_defaults_tree_impl":  # model=[1]
+            return "A group takes names of files in configs. --help lists them."
         case HydraException() if "Could not override 'sweep'" in str(error):
             return f"sweep= is for many runs. Use python -m {ROOT} sweep."
         case HydraException() | OmegaConfBaseException():
@@ -198,18 +211,24 @@ def sentence(error: Exception, config_name: str) -> str | None:
             with contextlib.suppress(HydraException):  # the fault may be in a file, not in the line
                 if refused:
                     key = refused[1]
-                    known = [*groups(), *_keys(defaults(config_name, sys.argv[1:]))]
+                    known = [*groups(), *keys(defaults(config_name, sys.argv[1:]))]
                     hint = did_you_mean(key, known)
-                    return f"There is no setting '{key}'{hint} +{key}=... adds it."
+                    # What nothing reads is not added.
+                    added = f" +{key}=... adds it." if key.partition(".")[0] in groups() else ""
+                    return f"There is no setting '{key}'{hint}{added}"
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
         case ZeroDivisionError() if _of_optimizer(error):
             return "scheduler: its warm-up is one step or less. Raise pct_start, or train longer."
+        case ZeroDivisionError() if "/torch/optim/" in Path(frames[-1].filename).as_posix():
+            return "scheduler: it divides by zero. Raise T_max, or what else is 0 in it."
         case ValueError() if _of_optimizer(error) and "total_steps, but got -1" in str(error):
             return "scheduler: nobody knows how many steps these data give. Set trainer.max_steps."
         case TypeError() | ValueError() if _of_optimizer(error):
             return f"optimizer or scheduler: {_one_line(error)}"
+        case TypeError() | ValueError() if _of_trainer(frames):
+            return f"trainer: {_one_line(error)}"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"The disk is full ({error}). Free some space, and give the same command again."
     # Lightning's refusals, and W&B's without a key; importing either to name them here is slow.
@@ -230,46 +249,16 @@ def show(metrics: Mapping[str, Any]) -> None:
         log.info(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
 
 
-@functools.cache
-def groups() -> frozenset[str]:
-    """The config groups: the folders in configs/."""
-    configs = Path(__file__).parents[1] / "configs"
-    folders = (folder.name for folder in configs.iterdir() if folder.is_dir())
-    return frozenset(name for name in folders if not is_leftover(Path(name)))
-
-
-def check_types(overrides: Sequence[str], config_name: str) -> None:
-    """Refuse a value of another kind than the one it replaces: `data.batch_size=many`."""
-    values = [
-        override
-        for override in OverridesParser.create().parse_overrides(list(overrides))
-        if override.key_or_group not in groups() and not (override.is_add() or override.is_delete())
-    ]
-    if not values:
-        return
-    replaced = defaults(config_name, overrides)
-    for override in values:
-        old, new = OmegaConf.select(replaced, override.key_or_group), override.value()
-        if not _same_kind(old, new):
-            raise UserError(f"{override.key_or_group} takes a value like {old!r}, not {new!r}.")
-
-
-def defaults(config_name: str, overrides: Iterable[str]) -> DictConfig:
-    """The config with the groups of these overrides (`model=...`) and none of their values."""
-    lines = [line for line in overrides if line.partition("=")[0] in groups()]
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(config_name, lines)
-    with hydra.initialize_config_module(CONFIGS, version_base="1.3"):
-        return hydra.compose(config_name, lines)
-
-
 def _raised_in_our_code(error: BaseException) -> bool:
     """Return whether the error arose in this package's code: a bug, which keeps its traceback.
 
-    A wrong argument, or a library that refuses a value, is the user's mistake.
+    A wrong argument, or a value that a library or a `raise ValueError` refuses, is the user's
+    mistake.
     """
     frames = traceback.extract_tb(error.__traceback__)
     ours = [Path(frame.filename).is_relative_to(Path(__file__).parents[1]) for frame in frames]
+    if isinstance(error, ValueError) and (frames[-1].line or "").startswith("raise ValueError"):
+        return False
     return any(ours[-1:] if isinstance(error, ValueError) else ours)
 
 
@@ -281,27 +270,29 @@ def _of_optimizer(error: BaseException) -> bool:
     return from_task and ("/torch/optim/" in last or "/hydra/_internal/" in last)
 
 
-def _same_kind(old: Any, new: Any) -> bool:
-    if old is None or new is None or old == "auto" or "${" in str(new):
-        return True
-    if isinstance(old, bool) or isinstance(new, bool):
-        return isinstance(old, bool) and isinstance(new, bool)
-    if isinstance(old, int):
-        return isinstance(new, int)
-    if isinstance(old, float):
-        return isinstance(new, int | float)
-    if isinstance(old, str):
-        return isinstance(new, str | int | float)
-    return OmegaConf.is_list(old) == isinstance(new, list)
+def _of_trainer(frames: Sequence[traceback.FrameSummary]) -> bool:
+    """Whether Lightning has refused a setting of its Trainer, and no code of the owner took part."""
+    package = Path(__file__).parents[1]
+    owners = [
+        frame
+        for frame in frames
+        if (path := Path(frame.filename)).is_relative_to(package)
+        and path.relative_to(package).parts[0] not in ("engine", "tools", "train.py")
+    ]
+    return not owners and "/lightning/" in Path(frames[-1].filename).as_posix()
 
 
-def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
-    """Every setting as it is typed: `data.batch_size`."""
-    for key in cfg:
-        yield f"{prefix}{key}"
-        child = cfg._get_node(key)
-        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_missing():
-            yield from _keys(child, f"{prefix}{key}.")
+def _not_utf_8(error: BaseException) -> str | None:
+    """Return the file that Hydra was reading, and the line that cannot be decoded."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file = getattr(frame.f_locals.get("f"), "name", None)
+        if frame.f_code.co_name in ("load_config", "_read_config") and file is not None:
+            content = Path(file).read_bytes()
+            try:
+                content.decode()
+            except UnicodeDecodeError as found:
+                return f"{file}, line {content[: found.start].count(10) + 1}"
+    return None
 
 
 def _one_line(error: BaseException) -> str:

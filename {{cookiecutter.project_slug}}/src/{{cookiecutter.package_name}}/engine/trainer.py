@@ -106,7 +106,7 @@ def build(run: Run) -> Built:
     if any(isinstance(one, Precision) for one in options["plugins"]):
         options["precision"] = None  # Lightning takes one of both
     if not run.trains:
-        trainer = instantiate(cfg.trainer, callbacks=callbacks, **options)
+        trainer = instantiate(cfg.trainer, callbacks=callbacks, _convert_="all", **options)
         return Built(trainer, task, datamodule)
 
     if _saves(cfg):
@@ -151,7 +151,8 @@ def build(run: Run) -> Built:
         options["default_root_dir"] = str(run.folder.path)
     if "enable_checkpointing" not in cfg.trainer:  # it adds a ModelCheckpoint if there is none
         options["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in callbacks)
-    trainer = instantiate(cfg.trainer, callbacks=[*engine, *callbacks], logger=loggers, **options)
+    options |= {"callbacks": [*engine, *callbacks], "logger": loggers}
+    trainer = instantiate(cfg.trainer, _convert_="all", **options)  # max_time takes a dict
     if type(files := trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
         log.warning(f"{type(files).__name__} is not used: a run writes its checkpoints itself.")
     trainer.strategy.checkpoint_io = CheckpointIO(plain_config(run.requested))

@@ -162,7 +162,7 @@ def _devices(want: Requested, has: Hardware, accelerator: str) -> tuple[Any, str
     if isinstance(asked, list) and accelerator == "cuda":
         possible = bool(asked) and all(index in range(num_gpus) for index in asked)
     else:
-        possible = isinstance(asked, int) and 1 <= asked <= (there or asked)
+        possible = type(asked) is int and 1 <= asked <= (there or asked)
     if not possible and has.processes and asked == has.processes:
         raise UserError(
             f"torchrun has started {asked} processes here, for {there} {accelerator}: let it start"

@@ -27,6 +27,11 @@ class Monitors(Callback):
         self.validated = False
 
     def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(one, EarlyStopping) and not one.monitor for one in callbacks):
+            raise UserError(
+                "monitor=null is no metric to stop by. Add '~callbacks.early_stopping'."
+            )
         if trainer.check_val_every_n_epoch != 1:
             for schedule in trainer.lr_scheduler_configs:
                 schedule.strict = False

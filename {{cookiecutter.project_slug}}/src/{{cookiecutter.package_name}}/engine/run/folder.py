@@ -196,7 +196,8 @@ class RunFolder:
     def start(self, cfg: DictConfig) -> None:
         """Write the config with what `auto` became, and send log messages to log.txt, too."""
         try:
-            self.config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+            text = OmegaConf.to_yaml(cfg, resolve=True)
+            write_whole(self.config, lambda file: file.write(text.encode()))
             log_file = logging.FileHandler(self.log, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from error

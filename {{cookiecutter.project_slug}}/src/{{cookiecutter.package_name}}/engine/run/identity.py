@@ -102,4 +102,5 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 def training_limits(cfg: DictConfig) -> dict[str, Any]:
     """Return how long `cfg` trains: of two runs with one identity, one may have trained longer."""
-    return {key: cfg.trainer.get(key) for key in LIMITS}
+    trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)  # max_time may be a dict
+    return {key: trainer.get(key) for key in LIMITS}

@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,8 @@ def open_run(cfg: DictConfig) -> Run:
             folder.mirror.finish()
         return Run(cfg, settings, folder, folder.results(limits) or {})
     folder.fetch()
+    if cfg.seed is None:
+        cfg = OmegaConf.merge(cfg, {"seed": _drawn_seed(folder)})  # type: ignore[assignment]
     if cfg.resume == "must" and not folder.checkpoints():
         raise UserError(
             f"No checkpoint to resume from in {folder.path}. Remove resume=must to start from"
@@ -196,16 +199,27 @@ def _new(path: Path, cfg: DictConfig) -> Path:
     return once_per_launch("new folder", lambda: next(free))
 
 
+def _drawn_seed(folder: RunFolder) -> int:
+    """Return the seed of a run with seed=null: the one that config.yaml has, or a fresh one."""
+
+    def choose() -> Path:
+        if folder.config.is_file():
+            return Path(str(OmegaConf.load(folder.config).seed))
+        return Path(str(secrets.randbelow(2**32)))
+
+    return int(str(from_rank_zero("seed", choose)))
+
+
 def validate(cfg: DictConfig) -> None:
     """Refuse values that would be taken for something else, or fail after an hour.
 
-    Types are checked by cli.check_types, devices by device/policy.py.
+    Types are checked by engine/config.py, devices by device/policy.py.
     """
     for key, allowed in (("resume", ("auto", "never", "must")), ("mode", ("min", "max"))):
         if cfg[key] not in allowed:
             raise UserError(f"{key}={cfg[key]} must be one of: {', '.join(allowed)}.")
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed} must be a whole number from 0 to {2**32 - 1}.")
+    if not 0 <= (cfg.seed or 0) < 2**32:
+        raise UserError(f"seed={cfg.seed} must be a whole number from 0 to {2**32 - 1}, or null.")
     if cfg.trainer.max_epochs is None or cfg.trainer.max_epochs < 1:
         raise UserError(
             f"trainer.max_epochs={cfg.trainer.max_epochs} must be 1 or more: schedules follow from"
@@ -217,3 +231,19 @@ def validate(cfg: DictConfig) -> None:
     for key in ("max_steps", "limit_train_batches"):
         if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 would train nothing. Use 1 or more.")
+    above, from_zero = "must be more than 0", "must be 0 or more"
+    for key, rule in (
+        ("trainer.accumulate_grad_batches", above),
+        ("trainer.check_val_every_n_epoch", above),
+        ("trainer.val_check_interval", above),
+        ("trainer.gradient_clip_val", from_zero),
+        ("trainer.log_every_n_steps", from_zero),
+        ("save.every_n_minutes", from_zero),
+        ("save.every_n_steps", above),
+    ):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and (value < 0 or (value == 0 and rule == above)):
+            raise UserError(f"{key}={value} {rule}.")
+    for key in ("run_dir", "run_name"):
+        if cfg[key] is not None:
+            raise UserError(f"{key} is filled in. Use runs_dir and name.")

@@ -45,6 +45,7 @@ class Subject:
         no_validation = cfg.trainer.limit_val_batches == 0
         plain.trainer.update({**TRAINER, "limit_val_batches": 0 if no_validation else 1})
         plain.update({"resume": "auto", "ckpt_path": None, "init_from": None})
+        plain.seed = cfg.seed or 0  # of seed=null any
         self.cfg: DictConfig = plain
         self.compiled = False  # known when it has been built
 

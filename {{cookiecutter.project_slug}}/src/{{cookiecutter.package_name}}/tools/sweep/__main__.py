@@ -20,10 +20,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ...engine import cli
-from ...engine.errors import UserError
+from ...engine.errors import UserError, did_you_mean
 from ...engine.run import Signals
 from .command import Command
 from .fixed import METHODS, FixedSweep
@@ -32,6 +32,11 @@ from .space import read_space
 from .workers import compute
 
 log = logging.getLogger(__name__)
+
+READ = {
+    *("method", "space", "num_workers", "num_runs", "num_seeds", "num_folds", "seed"),
+    *("sampler", "pruner"),
+}
 
 
 def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> Any:
@@ -44,6 +49,9 @@ def plan(cfg: DictConfig, name: str, command: Command, swept: Sequence[str]) -> 
         swept: `model.width=128,256` and the like.
     """
     chosen = cfg.sweep
+    if unread := set(chosen) - READ:
+        key = unread.pop()
+        raise UserError(f"Nothing reads sweep.{key}{did_you_mean(key, READ)}")
     if chosen.num_workers < 1:
         raise UserError(f"sweep.num_workers={chosen.num_workers} is too small. Use 1 or more.")
     space = read_space(chosen.space, swept, command.fixed)
@@ -99,7 +107,8 @@ def main() -> None:
 
     def program(cfg: DictConfig) -> None:
         ours = ("sweep=", "sweep.", "+sweep.", "++sweep.", "~sweep.")
-        overrides = [*HydraConfig.get().overrides.task]
+        # As they were typed: what ${hydra:...} is differs from run to run.
+        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         command = Command(
             flags=tuple(argument for argument in arguments if argument not in overrides),
             fixed=tuple(override for override in overrides if not override.startswith(ours)),

@@ -38,7 +38,6 @@ class FixedSweep:
         values = {key: values_of(override) for key, override in space.items()} | repeats
         if not values:
             raise UserError("Nothing is swept: add values, as in optimizer.lr=0.01,0.001.")
-        command.check_types(values)
         combinations = [
             dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
         ]
@@ -88,6 +87,8 @@ def _repeats(cfg: DictConfig) -> tuple[list[str], dict[str, list[str]]]:
             raise UserError(f"sweep.num_seeds={sweep.num_seeds} is too small. Use 2 or more.")
         if find_spec("scipy") is None:  # for the interval
             raise UserError("sweep=seeds needs SciPy: pip install -e '.[sweep]'")
+        if cfg.seed is None:
+            raise UserError("sweep=seeds counts from the seed. Remove seed=null.")
         return [], {"seed": [str(cfg.seed + i) for i in range(sweep.num_seeds)]}
     if sweep.method == "kfold":
         if sweep.num_folds < 2:

@@ -89,6 +89,9 @@ class Job:
             elif 0 < (status := self._train(environment)) < 128 and not self.run.is_live():
                 self.why = _last_line(self.output) if signals.received is None else ""
                 return
+            elif status == 0 and self.state not in ("finished", "pruned"):
+                self.why = f"it left its results in another folder; see {self.output}"
+                return
             else:
                 starts += 1
                 if status and signals.received is None and self.state != "pruned":

@@ -53,7 +53,6 @@ class Study:
         self._sampler(seed=0)  # refused now, if it must be
         instantiate(cfg.sweep.pruner)
         ends = {key: extremes(override) for key, override in space.items()}
-        command.check_types(ends)
         first = {key: values[0] for key, values in ends.items()}
         for key, values in ends.items():
             for value in values:

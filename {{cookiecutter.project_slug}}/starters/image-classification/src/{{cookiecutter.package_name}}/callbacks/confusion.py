@@ -78,6 +78,7 @@ class ConfusionMatrix(Callback):
             datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
             names = getattr(datamodule, "class_names", range(self.num_classes))
             pairs = pairs[pairs[:, 0] >= 0]  # -100: left out of the loss, too
+            self.folder.mkdir(parents=True, exist_ok=True)
             draw_confusion(pairs, [*map(str, names)], self.folder / "confusion.png")
 
 

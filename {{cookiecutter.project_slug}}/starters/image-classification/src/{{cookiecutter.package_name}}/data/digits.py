@@ -49,7 +49,9 @@ class DigitsDataModule(L.LightningDataModule):
             raise UserError(
                 "data.val_size and data.test_size must be fractions that leave some to train on."
             )
-        if num_folds is not None and not (num_folds >= 2 and 0 <= fold < num_folds):
+        if not 0 <= split_seed < 2**32:
+            raise UserError(f"data.split_seed={split_seed} must be from 0 to {2**32 - 1}.")
+        if not (fold == 0 if num_folds is None else num_folds >= 2 and 0 <= fold < num_folds):
             raise UserError(
                 f"data.num_folds={num_folds} has no data.fold={fold}: folds count from 0."
             )

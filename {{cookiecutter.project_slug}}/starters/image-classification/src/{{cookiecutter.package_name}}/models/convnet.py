@@ -24,6 +24,8 @@ class ConvNet(nn.Module):
         dropout: float = 0.4,
     ) -> None:
         super().__init__()
+        if min(in_channels, num_classes, width) < 1 or image_size < 2:
+            raise ValueError("in_channels, num_classes and width must be 1 or more, image_size 2.")
         self.layers = nn.Sequential(
             *_convolution(in_channels, width),
             *_convolution(width, width),

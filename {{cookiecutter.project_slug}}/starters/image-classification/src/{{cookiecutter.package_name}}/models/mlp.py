@@ -24,6 +24,8 @@ class MLP(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
+        if min(in_features, num_classes, width) < 1 or num_layers < 0:
+            raise ValueError("in_features, num_classes and width must be 1 or more, num_layers 0.")
         layers: list[nn.Module] = [nn.Flatten()]
         for _ in range(num_layers):
             layers += [

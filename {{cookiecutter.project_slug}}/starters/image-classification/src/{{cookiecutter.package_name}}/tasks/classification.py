@@ -28,6 +28,8 @@ class ClassificationTask(L.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be from 0 to 1.")
         self.save_hyperparameters("label_smoothing")
         self.model = model
         self.optimizer = optimizer
