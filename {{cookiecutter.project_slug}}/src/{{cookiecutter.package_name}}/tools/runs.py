@@ -78,10 +78,8 @@ def _read(run: RunFolder, line: Listing) -> None:
         return
     if run.pruned.is_file() and line.state == "resumable":
         line.state = "pruned"
-    with (
-        contextlib.suppress(FileNotFoundError),
-        (run.path / "metrics.csv").open(encoding="utf-8") as file,
-    ):
+    metrics = run.path / "metrics.csv"
+    with contextlib.suppress(FileNotFoundError), metrics.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get(line.metric)]
         if rows:
             best_of = min if cfg["mode"] == "min" else max
