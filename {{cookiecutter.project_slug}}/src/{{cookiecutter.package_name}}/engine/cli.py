@@ -99,7 +99,7 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
 
 
 def _ignore_dead_streams() -> None:
-    """Let a run go on whose output nobody reads: `train | head -1`, `train >&-`, a dead terminal."""
+    """Let a run go on whose output nobody reads: `train | head -1`, `>&-`, a dead terminal."""
     logging.raiseExceptions = False  # a log message that cannot be printed is no error of the run
     for number in (0, 1, 2):
         try:

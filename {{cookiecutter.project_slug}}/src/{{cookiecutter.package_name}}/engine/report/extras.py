@@ -1,4 +1,4 @@
-"""What accompanies a training may fail: that is a warning, and the results are written all the same."""
+"""What accompanies a training may fail: that is a warning, and the results are written."""
 
 import logging
 from collections.abc import Iterable
