@@ -71,6 +71,7 @@ LATER = [
     ("train data.split_seed=-1", "must be from 0"),
     ("train +trainer.detect_anomly=true", "no argument 'detect_anomly': did you mean detect_an"),
     ("train +optimizer.lrr=1", "AdamW has no argument 'lrr': did you mean lr?"),
+    ("train trainer.val_check_interval=1000000", "trainer: `val_check_interval` (1000000) must be"),
     ("train monitor=null", "Add '~callbacks.early_stopping'"),
     ("train name=a/b", "must be the name of one folder"),
     ("train trainer.accelerator=abacus", "must be one of: auto, cpu"),

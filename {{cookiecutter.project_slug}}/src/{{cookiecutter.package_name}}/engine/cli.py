@@ -271,15 +271,11 @@ def _of_optimizer(error: BaseException) -> bool:
 
 
 def _of_trainer(frames: Sequence[traceback.FrameSummary]) -> bool:
-    """Whether Lightning has refused a setting of its Trainer, and no code of the owner took part."""
-    package = Path(__file__).parents[1]
-    owners = [
-        frame
-        for frame in frames
-        if (path := Path(frame.filename)).is_relative_to(package)
-        and path.relative_to(package).parts[0] not in ("engine", "tools", "train.py")
-    ]
-    return not owners and "/lightning/" in Path(frames[-1].filename).as_posix()
+    """Whether Lightning has refused a setting of its Trainer: no other code was called since."""
+    engine = Path(__file__).parent
+    own = [Path(frame.filename).is_relative_to(engine) for frame in frames]
+    since = frames[len(own) - own[::-1].index(True) :] if any(own) else []
+    return bool(since) and all("/lightning/" in Path(one.filename).as_posix() for one in since)
 
 
 def _not_utf_8(error: BaseException) -> str | None:
