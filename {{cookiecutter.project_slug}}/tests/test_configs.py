@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import CONFIGS, EXPERIMENTS, chosen, compose_config, names
+from conftest import EXPERIMENTS, chosen, compose_config, names
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import OmegaConf

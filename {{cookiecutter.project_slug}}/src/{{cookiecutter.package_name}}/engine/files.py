@@ -49,7 +49,7 @@ def on_this_machine(runs_dir: str) -> Path:
 
 
 def is_leftover(path: PurePath) -> bool:
-    """Return whether a file found in a folder is no part of it, such as a copy that an editor keeps.
+    """Return whether a file in a folder is no part of it, such as a copy that an editor keeps.
 
     Args:
         path: relative to the folder.

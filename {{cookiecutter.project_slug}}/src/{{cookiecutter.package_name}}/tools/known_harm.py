@@ -154,7 +154,7 @@ class Limit:
         fix: in the program.
         source: of this knowledge.
         severity: of the finding.
-        called: it is seen as a call from Python, before PyTorch takes it apart; it has no result yet.
+        called: seen as a call from Python, before PyTorch takes it apart, and without a result.
     """
 
     target: str

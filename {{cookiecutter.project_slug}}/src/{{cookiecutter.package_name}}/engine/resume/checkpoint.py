@@ -55,8 +55,8 @@ def read(path: Path) -> tuple[dict[str, Any], DictConfig]:
         raise UserError(f"{path} is not a whole checkpoint of this project: {reason}") from error
     if strangers := untrusted([data, task]):
         raise UserError(
-            f"{path} wants to run {', '.join(strangers)}, which is not trusted. If you trust it, add"
-            f" it to {HERE}."
+            f"{path} wants to run {', '.join(strangers)}, which is not trusted. If you trust it,"
+            f" add it to {HERE}."
         )
     return checkpoint, OmegaConf.create(config)
 
@@ -99,7 +99,8 @@ def _trusted(target: str) -> bool:
 
 
 def _also_trusted() -> list[str]:
-    named = OmegaConf.load(ALSO_TRUSTED).get("trusted") if ALSO_TRUSTED.is_file() else None
+    there = ALSO_TRUSTED.is_file()
+    named = OmegaConf.select(OmegaConf.load(ALSO_TRUSTED), "trusted") if there else None
     return [named] if isinstance(named, str) else [*(named or [])]
 
 

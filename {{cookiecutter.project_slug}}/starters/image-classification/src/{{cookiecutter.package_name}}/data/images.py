@@ -81,8 +81,9 @@ def _upright_and_opaque(image: Image.Image, file: Path) -> Image.Image:
 
     What is transparent becomes black if what is drawn is light, else white.
     """
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's photo and its depth
-        log.warning(f"{file} has {image.n_frames} pictures: the first one is used.")
+    pictures = getattr(image, "n_frames", 1)
+    if pictures > 1 and image.format != "MPO":  # a phone's photo, with its depth
+        log.warning(f"{file} has {pictures} pictures: the first one is used.")
     if image.mode.startswith("I;16"):  # conversion would clip it to white
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):  # nothing says which value is white
