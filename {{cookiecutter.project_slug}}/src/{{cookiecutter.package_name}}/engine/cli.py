@@ -200,8 +200,8 @@ def sentence(error: Exception, config_name: str) -> str | None:
             mark = getattr(error, "problem_mark", None)
             place = f"{mark.name}, line {mark.line + 1}" if mark else "A YAML file"
             return f"{place} cannot be read: {getattr(error, 'problem', None) or _one_line(error)}."
-        case UnicodeDecodeError() if file := _not_utf_8(error):
-            return f"{file} is not UTF-8. Save the file as UTF-8."
+        case UnicodeDecodeError() if unreadable := _not_utf_8(error):
+            return f"{unreadable} is not UTF-8. Save the file as UTF-8."
         case TypeError() if frames[-1].name == "_create_defaults_tree_impl":  # model=[1]
             return "A group takes names of files in configs. --help lists them."
         case HydraException() if "Could not override 'sweep'" in str(error):
