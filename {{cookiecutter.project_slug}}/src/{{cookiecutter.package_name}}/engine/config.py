@@ -79,8 +79,8 @@ def check(cfg: DictConfig, base: DictConfig, asked: Any) -> None:
     typed: Any = OmegaConf.to_container(asked.overrides.task, resolve=False)
     _refuse_other_kinds(typed, base)
     for key in _unread(cfg, base):
-        if key in groups():
-            file = f"{key}/{asked.runtime.choices.get(key)}.yaml"
+        if key in groups() and asked.runtime.choices.get(key):
+            file = f"{key}/{asked.runtime.choices[key]}.yaml"
             raise UserError(f"Nothing reads {file}. Make its first line: # @package _global_")
         raise UserError(f"Nothing reads the setting '{key}'{did_you_mean(key, keys(base))}")
     for key, value, hint in (*_read_by_us(cfg), *_changed_arguments(cfg, base)):
@@ -163,7 +163,8 @@ def _unread(cfg: Any, base: Any, prefix: str = "") -> Iterator[str]:
     referred = " ".join(re.findall(r"\$\{[^}]*", str(cfg._get_root())))
     for key in cfg:
         node = cfg._get_node(key)
-        if key not in [*base]:  # unlike `in base`, also what is missing (???)
+        # `in base` would be false for what is missing (???).
+        if key not in [*base, *(() if prefix else ("callbacks", "show"))]:
             if not re.search(rf"\b{re.escape(str(key))}\b", referred):
                 yield f"{prefix}{key}"
         elif not _is_section(node) or "_target_" in node:

@@ -40,4 +40,5 @@ class Sample(Callback):
             return
         new = model.generate(prompt, num_tokens=tokenizer.num_tokens, **self.settings)
         text = self.prompt + tokenizer.decode(new)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "sample.txt").write_text(text, encoding="utf-8")

@@ -107,7 +107,7 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         num_tokens: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> list[int]:
         """What comes after `prompt`, which has one token at least.
 
@@ -117,11 +117,12 @@ class GPT(nn.Module):
             temperature: 0 takes the likeliest token each time; above 1 is bolder than the model.
             top_k: draw from the top_k likeliest tokens.
             num_tokens: how many there are, where `vocab_size` is padded.
-            seed: of what is drawn; on the CPU, so that devices differ by rounding alone.
+            seed: of what is drawn, None for a fresh one; on the CPU, so that devices differ by rounding alone.
         """
         refuse_impossible(max_new_tokens, temperature, top_k, seed)
         device = self.tokens.weight.device
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator()
+        draw.manual_seed(draw.seed() if seed is None else seed)
         text = list(prompt)
         past: KVCache | None = None
         recent = text[-self.context :]
@@ -219,10 +220,16 @@ def _impossible(sizes: dict[str, int], positions: str, dropout: float) -> str | 
 
 
 def refuse_impossible(
-    max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, seed: int | None = 0
 ) -> None:
-    """Refuse settings of `generate` that are out of range."""
-    if min(max_new_tokens, 1 if top_k is None else top_k) < 1:
+    """Refuse settings of `generate` that are no numbers or out of range."""
+    top_k, seed = (1 if top_k is None else top_k), seed or 0
+    for name, value in (("max_new_tokens", max_new_tokens), ("top_k", top_k), ("seed", seed)):
+        if type(value) is not int:
+            raise UserError(f"{name}={value} must be a whole number.")
+    if type(temperature) not in (int, float):
+        raise UserError(f"temperature={temperature} must be a number.")
+    if min(max_new_tokens, top_k) < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} and top_k={top_k} must be 1 or more.")
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature={temperature} must be 0 or more.")
