@@ -117,7 +117,8 @@ class GPT(nn.Module):
             temperature: 0 takes the likeliest token each time; above 1 is bolder than the model.
             top_k: draw from the top_k likeliest tokens.
             num_tokens: how many there are, where `vocab_size` is padded.
-            seed: of what is drawn, None for a fresh one; on the CPU, so that devices differ by rounding alone.
+            seed: of what is drawn, None for a fresh one; on the CPU, so that devices differ by
+                rounding alone.
         """
         refuse_impossible(max_new_tokens, temperature, top_k, seed)
         device = self.tokens.weight.device
