@@ -63,9 +63,9 @@ AT_ONCE = [
     ("train seed=-1", "seed=-1 must be"),
     ("train trainer.max_epochs=0", "trainer.max_epochs=0 must be 1 or more"),
     ("train trainer.max_steps=0", "would train nothing"),
-    ("train +trainer.callbacks=[a]", "Move it to a file in configs/callbacks/"),
 ]
 LATER = [
+    ("train +trainer.callbacks=[a]", "Move it to a file in configs/callbacks/"),
     ("train model.width=null", "model.width=null must be a whole number"),
     ("train model.width=0", "width must be 1 or more"),
     ("train data.split_seed=-1", "must be from 0"),
