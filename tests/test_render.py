@@ -173,6 +173,16 @@ def test_configs_are_valid_yaml_before_they_are_rendered() -> None:
         yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def test_the_hook_for_yaml_takes_files_with_several_documents() -> None:
+    hooks = yaml.safe_load((SOURCE / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (check,) = [
+        one for repo in hooks["repos"] for one in repo["hooks"] if one["id"] == "check-yaml"
+    ]
+    files = SOURCE.rglob("*.yaml")
+    assert any("\n---\n" in path.read_text(encoding="utf-8") for path in files)
+    assert "--allow-multiple-documents" in check["entry"]
+
+
 def test_pre_commit_and_the_metadata_name_one_ruff() -> None:
     hooks = yaml.safe_load((SOURCE / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     pinned = {
