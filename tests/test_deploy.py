@@ -182,7 +182,9 @@ def test_the_command_for_kubernetes_trains(baked: Path, tmp_path: Path) -> None:
     done = run(program, *words[1:], *FAST, "trainer.devices=2", cwd=tmp_path, **here)
     assert done.returncode == 0, done.stderr
     assert "2 devices" in done.stdout and "test/acc" in done.stdout
-    assert trainer(baked)["volumeMounts"][0]["mountPath"] == "/work/runs"  # in the image's WORKDIR
+    assert (
+        trainer(baked)["volumeMounts"][0]["mountPath"] == "/workspace/runs"
+    )  # in the image's WORKDIR
 
 
 # SkyPilot
@@ -355,7 +357,7 @@ def test_every_step_of_the_dockerfile_works_and_its_entrypoint_trains(
             assert "test/acc" in done.stdout
     assert "tensorboard>=" in (root / "app" / "requirements.txt").read_text(encoding="utf-8")
     assert (site / PACKAGE / "configs" / "train.yaml").is_file()
-    assert list((root / "work" / "runs").glob("debug/*/config.yaml"))
+    assert list((root / "workspace" / "runs").glob("debug/*/config.yaml"))
 
 
 def copy_into(project: Path, sources: list[str], target: Path) -> None:
