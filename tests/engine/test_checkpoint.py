@@ -212,11 +212,13 @@ def test_what_stands_in_a_folder_of_the_owners_own_is_trusted(
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Another library, whose function makes a model."""
+
+    def create_model(width: int) -> torch.nn.Module:
+        layers = (torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+        return torch.nn.Sequential(torch.nn.Flatten(), *layers)
+
     monkeypatch.setitem(sys.modules, "other_library", ModuleType("other_library"))
-    make: Any = lambda width: torch.nn.Sequential(  # noqa: E731
-        torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10)
-    )
-    monkeypatch.setattr("other_library.create_model", make, raising=False)
+    monkeypatch.setattr("other_library.create_model", create_model, raising=False)
     monkeypatch.setattr(checkpoint_file, "ALSO_TRUSTED", tmp_path / "trusted.yaml")
     return "other_library.create_model"
 

@@ -207,8 +207,8 @@ def test_a_loader_with_a_state_resumes_a_users_own_checkpoint_by_it(tmp_path: Pa
 
     def first() -> Any:
         keeper = ModelCheckpoint(own.parent, own.stem, every_n_train_steps=3, save_top_k=1)
-        data = lambda: trained_on(OwnState())  # noqa: E731
-        train(tmp_path / "one", Scenario(Seen, data, lambda _: [keeper]), every=None, max_steps=3)
+        scenario = Scenario(Seen, lambda: trained_on(OwnState()), lambda _: [keeper])
+        train(tmp_path / "one", scenario, every=None, max_steps=3)
         states = torch.load(own, weights_only=False)["loops"]["fit_loop"]["state_dict"]
         loaders = OwnState()
         scenario = Scenario(Seen, lambda: trained_on(loaders))

@@ -33,7 +33,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from . import ROOT
-from .config import CONFIGS, check, defaults, groups, keys, without_changes
+from .config import CHANGES, CONFIGS, check, defaults, groups, keys, without_changes
 from .errors import UserError, did_you_mean
 from .parallel.torchrun import forget_other_launchers
 
@@ -74,7 +74,11 @@ def run(program: Callable[[DictConfig], Any], config_name: str, text: str = "") 
         # Caught in here, because on its way out through Hydra an error gets a second line.
         try:
             asked: Any = HydraConfig.get()
-            check(cfg, without_changes(asked.job.config_name, asked.runtime.choices), asked)
+            choices = asked.runtime.choices
+            changed = asked.overrides.task or any(choices.get(group) for group in CHANGES)
+            # Composing again takes a tenth of a second.
+            base = without_changes(asked.job.config_name, choices) if changed else cfg
+            check(cfg, base, asked)
             forget_other_launchers()
             return program(cfg)
         except Exception as error:
@@ -109,7 +113,7 @@ def _ignore_dead_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed when Python started
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
         elif stream is getattr(sys, f"__{name}__"):  # not a notebook's or a test's
             raw = _NeverFails(getattr(stream.buffer, "raw", stream.buffer))
             # What the terminal has no letter for is escaped.
@@ -219,13 +223,13 @@ def sentence(error: Exception, config_name: str) -> str | None:
             return _one_line(error)
         case ValueError() if "Config group override" in str(error):  # model=null, model=3
             return _one_line(error)
-        case ZeroDivisionError() if _of_optimizer(error):
+        case ZeroDivisionError() if _of_optimizer(frames):
             return "scheduler: its warm-up is one step or less. Raise pct_start, or train longer."
         case ZeroDivisionError() if "/torch/optim/" in Path(frames[-1].filename).as_posix():
             return "scheduler: it divides by zero. Raise T_max, or what else is 0 in it."
-        case ValueError() if _of_optimizer(error) and "total_steps, but got -1" in str(error):
+        case ValueError() if _of_optimizer(frames) and "total_steps, but got -1" in str(error):
             return "scheduler: nobody knows how many steps these data give. Set trainer.max_steps."
-        case TypeError() | ValueError() if _of_optimizer(error):
+        case TypeError() | ValueError() if _of_optimizer(frames):
             return f"optimizer or scheduler: {_one_line(error)}"
         case TypeError() | ValueError() if _of_trainer(frames):
             return f"trainer: {_one_line(error)}"
@@ -262,9 +266,8 @@ def _raised_in_our_code(error: BaseException) -> bool:
     return any(ours[-1:] if isinstance(error, ValueError) else ours)
 
 
-def _of_optimizer(error: BaseException) -> bool:
+def _of_optimizer(frames: Sequence[traceback.FrameSummary]) -> bool:
     """Whether PyTorch has refused what a task's `configure_optimizers` gave it, such as lr=-1."""
-    frames = traceback.extract_tb(error.__traceback__)
     from_task = any(frame.name == "configure_optimizers" for frame in frames)
     last = Path(frames[-1].filename).as_posix()  # Hydra calls what is a `_partial_`
     return from_task and ("/torch/optim/" in last or "/hydra/_internal/" in last)

@@ -179,9 +179,7 @@ def _grows_and_shrinks(given: Sequence[Sequence[int]], result: Sequence[int], si
 
 
 def _projects(given: Sequence[Sequence[int]], result: Sequence[int], size: int) -> bool:
-    states = given[
-        1:3
-    ]  # packed sequences have their batch sizes here, and do not come to the kernel
+    states = given[1:3]  # of packed sequences the batch sizes: these do not come to the kernel
     return all(len(state) == 3 for state in states) and states[0][2] != states[1][2]
 
 

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from ..errors import UserError, did_you_mean
+from ..resume.state import model_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,7 @@ class Monitors(Callback):
         self.validated = False
 
     def on_fit_start(self, trainer: Trainer, task: LightningModule) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(one, EarlyStopping) and not one.monitor for one in callbacks):
+        if any(not one.monitor for one in trainer.early_stopping_callbacks):
             raise UserError(
                 "monitor=null is no metric to stop by. Add '~callbacks.early_stopping'."
             )
@@ -65,9 +65,8 @@ class Monitors(Callback):
 
 
 def _monitoring(trainer: Trainer) -> list[Any]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    kinds = EarlyStopping | ModelCheckpoint
-    return [one for one in callbacks if isinstance(one, kinds) and one.monitor]
+    callbacks: list[Any] = [*trainer.early_stopping_callbacks, *model_checkpoints(trainer)]
+    return [one for one in callbacks if one.monitor]
 
 
 def _call_if_logged(

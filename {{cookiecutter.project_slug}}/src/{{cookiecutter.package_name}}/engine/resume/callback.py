@@ -92,7 +92,7 @@ class Resume(Callback):
         vars(trainer.strategy).update(
             process_dataloader=self._process_dataloader, save_checkpoint=self._save_checkpoint
         )
-        write(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", _no_broadcast)
+        write(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", state.do_nothing)
 
     def _process_dataloader(self, loader: object) -> ResumableLoader:
         """In place of the strategy's own, which it calls."""
@@ -311,7 +311,3 @@ class Resume(Callback):
     def _remove_later_files(self, trainer: Trainer, known: list[list[str]] | None) -> None:
         own = {path.resolve() for path in self.folder.checkpoints()}
         state.remove_later_files(trainer, self.folder.path.resolve(), own, known)
-
-
-def _no_broadcast() -> None:
-    pass

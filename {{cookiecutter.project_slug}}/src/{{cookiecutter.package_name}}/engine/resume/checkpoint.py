@@ -76,8 +76,10 @@ def untrusted(config: Any) -> list[str]:
         return [target for value in config for target in untrusted(value)]
     if isinstance(config, dict):
         target = config.get("_target_")
-        strange = target is not None and not _trusted(str(target))
-        return [str(target)] * strange + untrusted(list(config.values()))
+        inner = untrusted(list(config.values()))
+        if target is None or _trusted(str(target)) or target in _also_trusted():
+            return inner
+        return [str(target), *inner]
     if "${" in str(config):  # would be looked up in parts of the file that are not checked
         raise UserError(
             f"This checkpoint's config is not resolved ({config}): it is not from this project."
@@ -86,8 +88,6 @@ def untrusted(config: Any) -> list[str]:
 
 
 def _trusted(target: str) -> bool:
-    if target in _also_trusted():
-        return True
     # By name before it is imported, by its origin after: torch.os.system begins with torch, too.
     if not target.startswith(TRUSTED):
         return False

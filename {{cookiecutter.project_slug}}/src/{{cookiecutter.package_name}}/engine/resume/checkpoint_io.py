@@ -42,20 +42,19 @@ class CheckpointIO(TorchCheckpointIO):
 
     def complete(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return what is written of `checkpoint`: with the config, and plain hyper-parameters."""
-        kept = {
-            key: self._plain_hparams(key, checkpoint[key])
-            for key in HYPER_PARAMETERS
-            if checkpoint.get(key)
-        }
         rest = {key: value for key, value in checkpoint.items() if key not in HPARAMS_TYPES}
-        return plain_numbers({**rest, **kept, "run": {"config": self.config}})
+        plain = plain_numbers({**rest, "run": {"config": self.config}})
+        for key in HYPER_PARAMETERS:
+            if plain.get(key):
+                plain[key] = self._plain_hparams(key, plain[key])
+        return plain
 
     def _plain_hparams(self, key: str, hparams: Any) -> dict[str, Any]:
         """Return the hyper-parameters without those that are objects, such as a model."""
         plain = {
             name: OmegaConf.to_container(value, resolve=True)
             if OmegaConf.is_config(value)
-            else plain_numbers(value)
+            else value
             for name, value in hparams.items()
         }
         if key not in self.left_out:

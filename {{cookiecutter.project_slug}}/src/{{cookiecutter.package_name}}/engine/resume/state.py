@@ -85,7 +85,7 @@ def before_setup(trainer: Trainer, saved: dict[str, Any]) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             # It would search again, from the weights of the resume.
-            vars(callback)["on_fit_start"] = _do_nothing
+            vars(callback)["on_fit_start"] = do_nothing
 
 
 def before_optimizer_states(trainer: Trainer, saved: dict[str, Any]) -> None:
@@ -258,4 +258,4 @@ def use_averaged_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             checkpoint.pop("averaging_state", None)
 
 
-def _do_nothing(*_: Any) -> None: ...
+def do_nothing(*_: Any) -> None: ...
